@@ -1,0 +1,130 @@
+"""The plan: every decision as editable JSON, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from oaplug.core.artifacts import check_schema, read_json, write_json
+from oaplug.core.errors import PlanError, nearest
+from oaplug.core.settings import from_mapping, to_mapping
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLAN_SCHEMA = 1
+DEFAULT_PLANS = "oaplugPlans"
+Normalization = Literal["zscore", "zscore_nonzero", "rescale_0_1", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One input geometry and how images come into it; sizes and spacings follow D,H,W."""
+
+    data_identifier: str
+    spacing_mm: tuple[float, float, float]
+    size_voxels: tuple[int, int, int]
+    fit: Literal["pad_crop", "stretch"] = "pad_crop"
+    crop: Literal["nonzero", "none"] = "nonzero"
+    canonical_orientation: bool = True
+    mirror_left: bool = True
+    bias_correction: Literal["none", "n4"] = "none"
+    anti_aliasing: bool = True
+    normalization: tuple[Normalization, ...] = ("zscore",)
+
+    def __post_init__(self) -> None:
+        if min(self.size_voxels) < 1 or min(self.spacing_mm) <= 0:
+            raise PlanError(f"sizes and spacings must be positive, got {self.size_voxels} and {self.spacing_mm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a network is trained; every key can be overridden with `--set training.KEY=VALUE`."""
+
+    epochs: int = 100
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = 1.0
+    gradient_clip: float | None = 5.0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    channels_last: bool = True
+    class_weights: Literal["none", "balanced"] = "none"
+    best_metric: str = "auto"
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise PlanError("epochs, batch_size and learning_rate must be positive")
+        if self.warmup_epochs < 0 or self.weight_decay < 0 or (self.threads is not None and self.threads < 1):
+            raise PlanError("warmup_epochs and weight_decay must not be negative, threads must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Random changes of training volumes: ranges, and the probability of each for one case."""
+
+    backend: Literal["native", "batchgeneratorsv2", "none"] = "native"
+    rotation_degrees: tuple[float, float, float] = (10.0, 10.0, 10.0)
+    rotation_probability: float = 0.5
+    scale_range: tuple[float, float] = (0.9, 1.1)
+    scale_probability: float = 0.5
+    shift_fraction: float = 0.05
+    shift_probability: float = 0.5
+    mirror_axes: tuple[Literal["D", "H", "W"], ...] = ()
+    noise_std: float = 0.1
+    noise_probability: float = 0.15
+    brightness_range: tuple[float, float] = (0.8, 1.25)
+    brightness_probability: float = 0.15
+    contrast_range: tuple[float, float] = (0.8, 1.25)
+    contrast_probability: float = 0.15
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+    gamma_probability: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All decisions for one dataset; `reasons` says why, by dotted key."""
+
+    dataset_name: str
+    configurations: dict[str, Configuration]
+    plans_name: str = DEFAULT_PLANS
+    training: TrainSettings = field(default_factory=TrainSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def configuration(self, name: str) -> Configuration:
+        """The configuration called `name`; raises PlanError naming those there are."""
+        if name not in self.configurations:
+            raise PlanError(f"{self.plans_name} has no configuration {name!r}{nearest(name, self.configurations)}")
+        return self.configurations[name]
+
+
+def plan_from_json(content: Any, *, path: Path) -> Plan:
+    """Check a plan read from `path`; raises PlanError naming the key that is off."""
+    content = dict(check_schema(content, path=path, newest=PLAN_SCHEMA, error=PlanError))
+    content.pop("schema")
+    plan = from_mapping(Plan, content, where=str(path))
+    for name, configuration in plan.configurations.items():
+        if not configuration.normalization:
+            raise PlanError(f"{path}: configurations.{name}.normalization needs one entry per channel")
+    return plan
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The JSON form of a plan."""
+    content: dict[str, Any] = to_mapping(plan)
+    return {"schema": PLAN_SCHEMA, **content}
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file."""
+    hint = "run oaplug_plan_experiment (or oaplug_plan_and_preprocess) first"
+    return plan_from_json(read_json(path, error=PlanError, hint=hint), path=path)
+
+
+def write_plan(path: Path, plan: Plan) -> Path:
+    """Write a plan file atomically."""
+    return write_json(path, plan_to_json(plan))

@@ -1,0 +1,180 @@
+"""Prediction tables: per case and target the truth, the predicted grade and a probability per grade."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oaplug.core.artifacts import atomic_path, check_schema, read_json, write_json
+from oaplug.core.errors import PredictionError
+from oaplug.core.target import MISSING, Target, grade_names, targets_from_json, targets_to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+PREDICTIONS_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetPredictions:
+    """Predictions of one target: `truth` (N,) and `predicted` (N,) grade indices (-1: truth unknown),
+    `probabilities` (N,K) with rows that sum to 1."""
+
+    target: Target
+    truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    def known(self) -> NDArray[np.bool_]:
+        """Which cases (N,) have a truth."""
+        return np.asarray(self.truth != MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """Keyed hashes of the subjects and images a model was trained on: they tell a leak without telling ids."""
+
+    key: str
+    subjects: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionTable:
+    """Predictions of one model for N cases; all arrays follow the order of `case_ids`."""
+
+    case_ids: tuple[str, ...]
+    subject_ids: tuple[str, ...]
+    folds: tuple[str, ...]
+    targets: Mapping[str, TargetPredictions]
+    model: str = ""
+    trained_on: TrainedOn | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.case_ids)) != len(self.case_ids):
+            twice = sorted({name for name in self.case_ids if self.case_ids.count(name) > 1})
+            raise PredictionError(f"{self.model or 'prediction table'}: cases listed twice: {', '.join(twice[:5])}")
+
+    def take(self, case_ids: Sequence[str]) -> PredictionTable:
+        """The same table restricted to `case_ids`, in their order."""
+        place = {name: i for i, name in enumerate(self.case_ids)}
+        rows = np.array([place[name] for name in case_ids], dtype=np.int64)
+        targets = {
+            name: replace(p, truth=p.truth[rows], predicted=p.predicted[rows], probabilities=p.probabilities[rows])
+            for name, p in self.targets.items()
+        }
+        return replace(self, case_ids=tuple(case_ids), targets=targets,
+                       subject_ids=tuple(self.subject_ids[i] for i in rows),
+                       folds=tuple(self.folds[i] for i in rows))
+
+
+def write_predictions(folder: Path, table: PredictionTable) -> Path:
+    """Write predictions.csv and predictions.json into `folder`; returns the CSV's path."""
+    header = ["case_id", "subject_id", "fold"]
+    for name, p in table.targets.items():
+        header += [f"{name}_true", f"{name}_pred", *(f"{name}_prob_{g}" for g in grade_names(p.target))]
+    path = folder / "predictions.csv"
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(_record(table, row) for row in range(len(table.case_ids)))
+    write_json(folder / "predictions.json", _sidecar(table))
+    return path
+
+
+def _record(table: PredictionTable, row: int) -> list[Any]:
+    record: list[Any] = [table.case_ids[row], table.subject_ids[row], table.folds[row]]
+    for p in table.targets.values():
+        names = grade_names(p.target)
+        truth = int(p.truth[row])
+        record += ["" if truth == MISSING else names[truth], names[int(p.predicted[row])]]
+        record += [repr(float(value)) for value in p.probabilities[row]]
+    return record
+
+
+def _sidecar(table: PredictionTable) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "schema": PREDICTIONS_SCHEMA,
+        "model": table.model,
+        "targets": targets_to_json({name: p.target for name, p in table.targets.items()}),
+    }
+    if table.trained_on is not None:
+        content["trained_on"] = {
+            "key": table.trained_on.key,
+            "subjects": sorted(table.trained_on.subjects),
+            "images": sorted(table.trained_on.images),
+        }
+    return content
+
+
+def read_predictions(path: Path) -> PredictionTable:
+    """Read a predictions.csv and the predictions.json beside it (`path`: the CSV or its folder).
+
+    Raises PredictionError naming the row and column that is off.
+    """
+    path = path / "predictions.csv" if path.is_dir() else path
+    sidecar = path.with_suffix(".json")
+    content = read_json(sidecar, error=PredictionError, hint="it is written together with the CSV; copy both")
+    content = check_schema(content, path=sidecar, newest=PREDICTIONS_SCHEMA, error=PredictionError)
+    # A head may answer a derived target alone, so targets are read with their parents only where both are there.
+    targets = _read_targets(content.get("targets", {}), where=str(sidecar))
+    records = _read_records(path)
+    trained = content.get("trained_on")
+    return PredictionTable(
+        case_ids=tuple(r["case_id"] for r in records),
+        subject_ids=tuple(r.get("subject_id") or r["case_id"] for r in records),
+        folds=tuple(r.get("fold", "") for r in records),
+        targets={name: _read_target(records, target, path=path) for name, target in targets.items()},
+        model=str(content.get("model", "")),
+        trained_on=None if trained is None else TrainedOn(
+            key=trained["key"], subjects=frozenset(trained["subjects"]), images=frozenset(trained["images"])),
+    )
+
+
+def _read_targets(content: Mapping[str, Any], *, where: str) -> dict[str, Target]:
+    alone = {n: e for n, e in content.items() if e.get("derived_from") and e["derived_from"] not in content}
+    whole = targets_from_json({n: e for n, e in content.items() if n not in alone}, where=where)
+    for name, entry in alone.items():
+        whole[name] = Target(name=name, kind="binary", grades=tuple(entry["grades"]),
+                             derived_from=entry["derived_from"], at_least=entry["at_least"])
+    return whole
+
+
+def _read_records(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            records = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise PredictionError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as failure:
+        raise PredictionError(f"{path} cannot be read as UTF-8 CSV: {failure}") from None
+    if not records or "case_id" not in records[0]:
+        raise PredictionError(f"{path}: expected a column 'case_id' and at least one row")
+    return records
+
+
+def _read_target(records: Sequence[Mapping[str, str]], target: Target, *, path: Path) -> TargetPredictions:
+    columns = [f"{target.name}_prob_{grade}" for grade in grade_names(target)]
+    for column in [f"{target.name}_true", f"{target.name}_pred", *columns]:
+        if column not in records[0]:
+            raise PredictionError(f"{path}: no column {column!r}, though predictions.json has target {target.name!r}")
+    try:
+        probabilities = np.array([[float(r[c]) for c in columns] for r in records])
+    except ValueError as failure:
+        raise PredictionError(f"{path}: a probability of {target.name!r} is not a number: {failure}") from None
+    off = np.flatnonzero(~(np.abs(probabilities.sum(axis=1) - 1) < 1e-3))
+    if off.size:
+        case = records[int(off[0])]["case_id"]
+        raise PredictionError(f"{path}: case {case}: probabilities of {target.name!r} do not sum to 1")
+    return TargetPredictions(
+        target=target,
+        truth=np.array([target.index_of(r[f"{target.name}_true"]) for r in records], dtype=np.int64),
+        predicted=np.array([target.index_of(r[f"{target.name}_pred"]) for r in records], dtype=np.int64),
+        probabilities=probabilities,
+    )
