@@ -84,7 +84,9 @@ def check_schema(content: Any, *, path: Path, newest: int, error: type[OaplugErr
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise error(f"{path}: expected a JSON object with a 'schema' number")
     if content["schema"] > newest:
-        raise error(f"{path}: schema {content['schema']} is newer than this oaplug reads ({newest}); upgrade oaplug")
+        raise error(
+            f"{path}: schema {content['schema']} is newer than this oaplug reads ({newest}); upgrade oaplug"
+        )
     return content
 
 

@@ -48,5 +48,7 @@ class Problem:
     file: str = ""
 
     def __str__(self) -> str:
-        place = ", ".join(part for part in (f"case {self.case_id}" if self.case_id else "", self.file) if part)
+        place = ", ".join(
+            part for part in (f"case {self.case_id}" if self.case_id else "", self.file) if part
+        )
         return f"{place}: {self.message}" if place else self.message

@@ -66,8 +66,14 @@ def read_case_rows(
         rows += [row] if row is not None else []
     counts = Counter(row.case_id for row in rows)
     for case_id in [name for name, count in counts.items() if count > 1]:
-        problems.append(Problem(kind="duplicate case", case_id=case_id, file=str(path),
-                                message=f"has {counts[case_id]} rows; keep one"))
+        problems.append(
+            Problem(
+                kind="duplicate case",
+                case_id=case_id,
+                file=str(path),
+                message=f"has {counts[case_id]} rows; keep one",
+            )
+        )
     unique = {row.case_id: row for row in reversed(rows)}
     return [unique[name] for name in counts], problems
 
@@ -90,14 +96,21 @@ def _check_header(
 ) -> list[Problem]:
     known = {*FIXED_COLUMNS, *targets, *covariates}
     problems = [
-        Problem(kind="unknown column", file=str(path),
-                message=f"column {name!r} is neither a target nor a covariate of dataset.json; declare or remove it")
-        for name in header if name not in known
+        Problem(
+            kind="unknown column",
+            file=str(path),
+            message=f"column {name!r} is no target or covariate of dataset.json; declare or remove it",
+        )
+        for name in header
+        if name not in known
     ]
     needed = [t.name for t in targets.values() if not t.is_derived] + list(covariates)
     problems += [
-        Problem(kind="missing column", file=str(path), message=f"no column {name!r}, which dataset.json declares")
-        for name in needed if name not in header
+        Problem(
+            kind="missing column", file=str(path), message=f"no column {name!r}, which dataset.json declares"
+        )
+        for name in needed
+        if name not in header
     ]
     return problems
 
@@ -144,8 +157,13 @@ def _parse_row(
 
 def case_record(case: Case, targets: Mapping[str, Target], *, covariates: Sequence[str]) -> dict[str, Any]:
     """One row of cases.csv as written: grades by name, blanks where unknown."""
-    record = {"case_id": case.case_id, "subject_id": case.subject_id, "side": case.side or "",
-              "visit": case.visit, "split": case.split}
+    record = {
+        "case_id": case.case_id,
+        "subject_id": case.subject_id,
+        "side": case.side or "",
+        "visit": case.visit,
+        "split": case.split,
+    }
     for name, target in targets.items():
         index = case.labels.get(name, MISSING)
         record[name] = "" if index == MISSING else grade_names(target)[index]

@@ -32,9 +32,13 @@ class RawFolder:
 
     folder: Path
 
-    def image_paths(self, case_id: str, *, split: SplitName, description: DatasetDescription) -> tuple[Path, ...]:
+    def image_paths(
+        self, case_id: str, *, split: SplitName, description: DatasetDescription
+    ) -> tuple[Path, ...]:
         """Where the channels of a case belong."""
-        return case_images(self.folder / ("imagesTr" if split == "train" else "imagesTs"), case_id, description)
+        return case_images(
+            self.folder / ("imagesTr" if split == "train" else "imagesTs"), case_id, description
+        )
 
     def mask_path(self, case_id: str, *, split: SplitName, description: DatasetDescription) -> Path:
         """Where the mask of a case belongs."""

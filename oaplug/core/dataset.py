@@ -45,7 +45,9 @@ class DatasetDescription:
         values: list[int] = []
         for name in names:
             if name not in self.labels:
-                raise DatasetError(f"region {region!r} names the label {name!r}, which dataset.json does not have")
+                raise DatasetError(
+                    f"region {region!r} names the label {name!r}, which dataset.json does not have"
+                )
             value = self.labels[name]
             values.extend([value] if isinstance(value, int) else value)
         return tuple(values)
@@ -71,7 +73,7 @@ def description_from_json(content: Any, *, name: str, where: str) -> DatasetDesc
         raise DatasetError(f"{where}: expected a JSON object")
     channels = content.get("channel_names", content.get("modality"))
     if not isinstance(channels, dict) or not channels:
-        raise DatasetError(f"{where}: 'channel_names' is missing; write for example {{\"0\": \"MRI\"}}")
+        raise DatasetError(f'{where}: \'channel_names\' is missing; write for example {{"0": "MRI"}}')
     expected = [str(index) for index in range(len(channels))]
     if sorted(channels, key=lambda key: (len(key), key)) != expected:
         raise DatasetError(f"{where}: keys of 'channel_names' must be {expected}, got {list(channels)}")
@@ -105,7 +107,9 @@ def _labels_from_json(content: Any, *, where: str) -> dict[str, LabelValue]:
         elif isinstance(value, (int, str)) and str(value).isdigit():
             labels[name] = int(value)
         else:
-            raise DatasetError(f"{where}: label {name!r} must be a number or a list of numbers, got {value!r}")
+            raise DatasetError(
+                f"{where}: label {name!r} must be a number or a list of numbers, got {value!r}"
+            )
     return labels
 
 
@@ -146,17 +150,29 @@ def read_dataset(folder: Path) -> Dataset:
         rows, problems = read_case_rows(table, description.targets, covariates=description.covariates)
         listed = {row.case_id for row in rows}
         for case_id in sorted(set(found) - listed):
-            problems.append(Problem(kind="case not listed", case_id=case_id, file=str(table),
-                                    message="has images but no row in cases.csv; add one or remove the images"))
-        cases = [row.to_case(*_locate(folder, description, row.case_id, row.split or found.get(row.case_id)))
-                 for row in rows]
+            problems.append(
+                Problem(
+                    kind="case not listed",
+                    case_id=case_id,
+                    file=str(table),
+                    message="has images but no row in cases.csv; add one or remove the images",
+                )
+            )
+        cases = [
+            row.to_case(*_locate(folder, description, row.case_id, row.split or found.get(row.case_id)))
+            for row in rows
+        ]
     else:
         problems = []
-        cases = [Case(case_id=case_id, subject_id=case_id, split=split, images=images, mask=mask)
-                 for case_id in sorted(found)
-                 for images, mask, split in [_locate(folder, description, case_id, found[case_id])]]
+        cases = [
+            Case(case_id=case_id, subject_id=case_id, split=split, images=images, mask=mask)
+            for case_id in sorted(found)
+            for images, mask, split in [_locate(folder, description, case_id, found[case_id])]
+        ]
     if not cases:
-        problems.append(Problem(kind="no cases", file=str(folder), message="no images in imagesTr and no cases.csv"))
+        problems.append(
+            Problem(kind="no cases", file=str(folder), message="no images in imagesTr and no cases.csv")
+        )
     return Dataset(folder=folder, description=description, cases=tuple(cases), problems=tuple(problems))
 
 

@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture (`image`) and the table it was drawn from (`data`, CSV), both relative to the analysis' folder."""
+    """A picture (`image`) and the CSV it was drawn from (`data`), relative to the analysis' folder."""
 
     name: str
     caption: str

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-def confusion(truth: ArrayLike, predicted: ArrayLike, *, grades: int, weights: ArrayLike | None = None) -> Floats:
-    """Confusion matrices (..., K, K), rows truth and columns prediction, of grade indices (N,)."""
+def confusion(
+    truth: ArrayLike, predicted: ArrayLike, *, grades: int, weights: ArrayLike | None = None
+) -> Floats:
+    """Confusion matrices (..., K, K), rows truth and columns prediction, of grade indices (N,).
+
+    Raises ValueError for an index outside 0..K-1, such as that of an unknown truth.
+    """
     rows, columns = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    if rows.size and not (min(rows.min(), columns.min()) >= 0 and max(rows.max(), columns.max()) < grades):
+        raise ValueError(f"grade indices must lie in 0..{grades - 1}; leave out cases whose truth is unknown")
     weight = np.ones(rows.shape) if weights is None else np.asarray(weights, dtype=np.float64)
     cells = np.zeros((rows.size, grades * grades))
     cells[np.arange(rows.size), rows * grades + columns] = 1.0
@@ -88,8 +95,10 @@ def auc(positive: ArrayLike, score: ArrayLike, *, weights: ArrayLike | None = No
     """
     is_positive, scores = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
     weight = np.ones(scores.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not scores.size:
+        return np.full(weight.shape[:-1], np.nan)
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0]) if order.size else np.array([0])
+    starts = np.flatnonzero(np.r_[True, scores[order][1:] != scores[order][:-1]])
     sorted_weight, sorted_positive = weight[..., order], is_positive[order]
     positives = np.add.reduceat(sorted_weight * sorted_positive, starts, axis=-1)
     negatives = np.add.reduceat(sorted_weight * ~sorted_positive, starts, axis=-1)
@@ -114,7 +123,7 @@ def roc_curve(positive: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     """False and true positive rates from (0,0) to (1,1), one point per distinct score."""
     is_positive, scores = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
+    ends = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])
     true = np.cumsum(is_positive[order])[ends]
     false = np.cumsum(~is_positive[order])[ends]
     return np.r_[0.0, false / max(false[-1], 1)], np.r_[0.0, true / max(true[-1], 1)]
@@ -131,7 +140,11 @@ METRIC_NAMES = {
 
 
 def target_metrics(
-    truth: ArrayLike, probabilities: ArrayLike, predicted: ArrayLike, *, ordered: bool,
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    ordered: bool,
     weights: ArrayLike | None = None,
 ) -> dict[str, Floats]:
     """The study's metrics of one target, from truth (N,), probabilities (N,K) and predictions (N,).
@@ -153,7 +166,7 @@ def target_metrics(
 
 
 def predicted_grades(probabilities: ArrayLike) -> NDArray[np.int64]:
-    """Grade indices (N,) of probabilities (N,K): positive from 0.5 up for two grades, else the most probable."""
+    """Grade indices (N,) of probabilities (N,K): positive from 0.5 up for two, else the most probable."""
     table = np.asarray(probabilities, dtype=np.float64)
     if table.shape[1] == 2:
         return (table[:, 1] >= 0.5).astype(np.int64)
@@ -161,12 +174,17 @@ def predicted_grades(probabilities: ArrayLike) -> NDArray[np.int64]:
 
 
 def _diagonal(matrix: Floats) -> Floats:
-    return np.diagonal(matrix, axis1=-2, axis2=-1)
+    diagonal: Floats = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return diagonal
 
 
 def _ratio(above: ArrayLike, below: ArrayLike) -> Floats:
-    numerator, denominator = np.broadcast_arrays(np.asarray(above, dtype=float), np.asarray(below, dtype=float))
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
+    numerator, denominator = np.broadcast_arrays(
+        np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    )
+    undefined = np.full(numerator.shape, np.nan)
+    quotient: Floats = np.divide(numerator, denominator, out=undefined, where=denominator != 0)
+    return quotient
 
 
 def _nanmean(values: Floats) -> Floats:

@@ -43,7 +43,9 @@ def _place(kind: str, override: Path | None) -> Path:
     variable = _VARIABLES[kind]
     text = os.environ.get(variable)
     if not text:
-        raise PathError(f"the environment variable {variable} is not set; export {variable}=FOLDER or pass --{kind}")
+        raise PathError(
+            f"the environment variable {variable} is not set; export {variable}=FOLDER or pass --{kind}"
+        )
     return Path(text).expanduser()
 
 
@@ -75,7 +77,9 @@ def dataset_folder_name(number: int, name: str) -> str:
     """`Dataset901_Name`; raises PathError for a name that would not be found again."""
     folder = f"Dataset{number:03d}_{name}"
     if not 0 < number < 10_000 or not _DATASET_NAME.fullmatch(folder):
-        raise PathError(f"cannot name a dataset {folder!r}: use an id from 1 to 9999 and letters, digits, '_', '-'")
+        raise PathError(
+            f"cannot name a dataset {folder!r}: use an id from 1 to 9999 and letters, digits, '_', '-'"
+        )
     return folder
 
 
@@ -84,5 +88,7 @@ def run_folder_name(*, model: str, plans: str, configuration: str, tag: str | No
     parts = [model, plans, configuration] + ([tag] if tag else [])
     for part in parts:
         if "__" in part or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part):
-            raise PathError(f"{part!r} cannot be part of a folder name: use letters, digits, '.', '-' and single '_'")
+            raise PathError(
+                f"{part!r} cannot be part of a folder name: use letters, digits, '.', '-' and single '_'"
+            )
     return "__".join(parts)

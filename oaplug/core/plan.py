@@ -34,7 +34,9 @@ class Configuration:
 
     def __post_init__(self) -> None:
         if min(self.size_voxels) < 1 or min(self.spacing_mm) <= 0:
-            raise PlanError(f"sizes and spacings must be positive, got {self.size_voxels} and {self.spacing_mm}")
+            raise PlanError(
+                f"sizes and spacings must be positive, got {self.size_voxels} and {self.spacing_mm}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,9 @@ class Plan:
     def configuration(self, name: str) -> Configuration:
         """The configuration called `name`; raises PlanError naming those there are."""
         if name not in self.configurations:
-            raise PlanError(f"{self.plans_name} has no configuration {name!r}{nearest(name, self.configurations)}")
+            raise PlanError(
+                f"{self.plans_name} has no configuration {name!r}{nearest(name, self.configurations)}"
+            )
         return self.configurations[name]
 
 

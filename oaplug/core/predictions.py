@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oaplug.core.artifacts import atomic_path, check_schema, read_json, write_json
-from oaplug.core.errors import PredictionError
+from oaplug.core.errors import DatasetError, PredictionError
 from oaplug.core.target import MISSING, Target, grade_names, targets_from_json, targets_to_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TargetPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
-    """Keyed hashes of the subjects and images a model was trained on: they tell a leak without telling ids."""
+    """Keyed hashes of the subjects and images a model was trained on: they tell a leak but no ids."""
 
     key: str
     subjects: frozenset[str] = frozenset()
@@ -59,19 +59,27 @@ class PredictionTable:
     def __post_init__(self) -> None:
         if len(set(self.case_ids)) != len(self.case_ids):
             twice = sorted({name for name in self.case_ids if self.case_ids.count(name) > 1})
-            raise PredictionError(f"{self.model or 'prediction table'}: cases listed twice: {', '.join(twice[:5])}")
+            raise PredictionError(
+                f"{self.model or 'prediction table'}: cases listed twice: {', '.join(twice[:5])}"
+            )
 
     def take(self, case_ids: Sequence[str]) -> PredictionTable:
         """The same table restricted to `case_ids`, in their order."""
         place = {name: i for i, name in enumerate(self.case_ids)}
         rows = np.array([place[name] for name in case_ids], dtype=np.int64)
         targets = {
-            name: replace(p, truth=p.truth[rows], predicted=p.predicted[rows], probabilities=p.probabilities[rows])
+            name: replace(
+                p, truth=p.truth[rows], predicted=p.predicted[rows], probabilities=p.probabilities[rows]
+            )
             for name, p in self.targets.items()
         }
-        return replace(self, case_ids=tuple(case_ids), targets=targets,
-                       subject_ids=tuple(self.subject_ids[i] for i in rows),
-                       folds=tuple(self.folds[i] for i in rows))
+        return replace(
+            self,
+            case_ids=tuple(case_ids),
+            targets=targets,
+            subject_ids=tuple(self.subject_ids[i] for i in rows),
+            folds=tuple(self.folds[i] for i in rows),
+        )
 
 
 def write_predictions(folder: Path, table: PredictionTable) -> Path:
@@ -105,11 +113,7 @@ def _sidecar(table: PredictionTable) -> dict[str, Any]:
         "targets": targets_to_json({name: p.target for name, p in table.targets.items()}),
     }
     if table.trained_on is not None:
-        content["trained_on"] = {
-            "key": table.trained_on.key,
-            "subjects": sorted(table.trained_on.subjects),
-            "images": sorted(table.trained_on.images),
-        }
+        content["trained_on"] = _trained_on_to_json(table.trained_on)
     return content
 
 
@@ -122,7 +126,7 @@ def read_predictions(path: Path) -> PredictionTable:
     sidecar = path.with_suffix(".json")
     content = read_json(sidecar, error=PredictionError, hint="it is written together with the CSV; copy both")
     content = check_schema(content, path=sidecar, newest=PREDICTIONS_SCHEMA, error=PredictionError)
-    # A head may answer a derived target alone, so targets are read with their parents only where both are there.
+    # A head may answer a derived target alone, so parents are asked for only where they are there.
     targets = _read_targets(content.get("targets", {}), where=str(sidecar))
     records = _read_records(path)
     trained = content.get("trained_on")
@@ -132,17 +136,43 @@ def read_predictions(path: Path) -> PredictionTable:
         folds=tuple(r.get("fold", "") for r in records),
         targets={name: _read_target(records, target, path=path) for name, target in targets.items()},
         model=str(content.get("model", "")),
-        trained_on=None if trained is None else TrainedOn(
-            key=trained["key"], subjects=frozenset(trained["subjects"]), images=frozenset(trained["images"])),
+        trained_on=None if trained is None else _trained_on_from_json(trained),
     )
+
+
+def _trained_on_to_json(seen: TrainedOn) -> dict[str, Any]:
+    return {"key": seen.key, "subjects": sorted(seen.subjects), "images": sorted(seen.images)}
+
+
+def _trained_on_from_json(content: Mapping[str, Any]) -> TrainedOn:
+    return TrainedOn(
+        key=content["key"], subjects=frozenset(content["subjects"]), images=frozenset(content["images"])
+    )
+
+
+def write_trained_on(path: Path, seen: TrainedOn) -> Path:
+    """Write what one fold was trained on, beside its checkpoints."""
+    return write_json(path, {"schema": PREDICTIONS_SCHEMA, **_trained_on_to_json(seen)})
+
+
+def read_trained_on(path: Path) -> TrainedOn:
+    """Read what one fold was trained on."""
+    content = read_json(path, error=PredictionError)
+    content = check_schema(content, path=path, newest=PREDICTIONS_SCHEMA, error=PredictionError)
+    return _trained_on_from_json(content)
 
 
 def _read_targets(content: Mapping[str, Any], *, where: str) -> dict[str, Target]:
     alone = {n: e for n, e in content.items() if e.get("derived_from") and e["derived_from"] not in content}
     whole = targets_from_json({n: e for n, e in content.items() if n not in alone}, where=where)
     for name, entry in alone.items():
-        whole[name] = Target(name=name, kind="binary", grades=tuple(entry["grades"]),
-                             derived_from=entry["derived_from"], at_least=entry["at_least"])
+        whole[name] = Target(
+            name=name,
+            kind="binary",
+            grades=tuple(entry["grades"]),
+            derived_from=entry["derived_from"],
+            at_least=entry["at_least"],
+        )
     return whole
 
 
@@ -163,18 +193,50 @@ def _read_target(records: Sequence[Mapping[str, str]], target: Target, *, path: 
     columns = [f"{target.name}_prob_{grade}" for grade in grade_names(target)]
     for column in [f"{target.name}_true", f"{target.name}_pred", *columns]:
         if column not in records[0]:
-            raise PredictionError(f"{path}: no column {column!r}, though predictions.json has target {target.name!r}")
-    try:
-        probabilities = np.array([[float(r[c]) for c in columns] for r in records])
-    except ValueError as failure:
-        raise PredictionError(f"{path}: a probability of {target.name!r} is not a number: {failure}") from None
-    off = np.flatnonzero(~(np.abs(probabilities.sum(axis=1) - 1) < 1e-3))
-    if off.size:
-        case = records[int(off[0])]["case_id"]
-        raise PredictionError(f"{path}: case {case}: probabilities of {target.name!r} do not sum to 1")
+            raise PredictionError(
+                f"{path}: no column {column!r}, though predictions.json has target {target.name!r}"
+            )
     return TargetPredictions(
         target=target,
-        truth=np.array([target.index_of(r[f"{target.name}_true"]) for r in records], dtype=np.int64),
-        predicted=np.array([target.index_of(r[f"{target.name}_pred"]) for r in records], dtype=np.int64),
-        probabilities=probabilities,
+        truth=_read_grades(records, f"{target.name}_true", target, path=path),
+        predicted=_read_grades(records, f"{target.name}_pred", target, path=path, needed=True),
+        probabilities=_read_probabilities(records, columns, target, path=path),
     )
+
+
+def _read_grades(
+    records: Sequence[Mapping[str, str]], column: str, target: Target, *, path: Path, needed: bool = False
+) -> NDArray[np.int64]:
+    """Grade indices (N,) of a column; a blank is refused where a grade is `needed`."""
+    indices = []
+    for record in records:
+        try:
+            index = target.index_of(record[column])
+        except DatasetError as failure:
+            raise PredictionError(f"{path}: case {record['case_id']}: {column}: {failure}") from None
+        if needed and index == MISSING:
+            raise PredictionError(
+                f"{path}: case {record['case_id']}: {column} is blank; every case needs a prediction"
+            )
+        indices.append(index)
+    return np.array(indices, dtype=np.int64)
+
+
+def _read_probabilities(
+    records: Sequence[Mapping[str, str]], columns: Sequence[str], target: Target, *, path: Path
+) -> NDArray[np.float64]:
+    """Probabilities (N,K), checked row by row."""
+    try:
+        probabilities = np.array([[float(r[c]) for c in columns] for r in records])
+    except (ValueError, TypeError) as failure:  # TypeError: a row shorter than the header
+        raise PredictionError(
+            f"{path}: a probability of {target.name!r} is not a number: {failure}"
+        ) from None
+    near_one = np.abs(probabilities.sum(axis=1) - 1) < 1e-3
+    off = np.flatnonzero(~(near_one & (probabilities >= 0).all(axis=1)))
+    if off.size:
+        case = records[int(off[0])]["case_id"]
+        raise PredictionError(
+            f"{path}: case {case}: probabilities of {target.name!r} are negative or do not sum to 1"
+        )
+    return probabilities

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, where: str, error: type[OaplugError] = PlanError) -> T:
+def from_mapping(
+    kind: type[T], mapping: Mapping[str, Any], *, where: str, error: type[OaplugError] = PlanError
+) -> T:
     """Build the dataclass `kind` from a JSON mapping, refusing unknown keys and wrong types.
 
     `where` (a file or option name) opens the message of the `error` that is raised.

@@ -34,7 +34,9 @@ class Target:
         if not self.name.isidentifier() or "__" in self.name:
             raise DatasetError(f"target name {self.name!r}: use letters, digits and single underscores")
         if len(self.grades) < 2 or len(set(map(str, self.grades))) != len(self.grades):
-            raise DatasetError(f"target {self.name!r}: needs at least two different grades, got {self.grades}")
+            raise DatasetError(
+                f"target {self.name!r}: needs at least two different grades, got {self.grades}"
+            )
         if self.kind == "binary" and len(self.grades) != 2:
             raise DatasetError(f"target {self.name!r}: a binary target has two grades, got {self.grades}")
         if (self.derived_from is None) != (self.at_least is None):
@@ -101,7 +103,9 @@ def _target_from_json(name: str, entry: Any, *, where: str) -> Target:
             raise DatasetError(f"{where}: target {name!r} has an unknown key {key!r}{nearest(key, known)}")
     kind = entry.get("kind", "binary" if "derived_from" in entry else None)
     if kind not in {"ordinal", "binary", "categorical"}:
-        raise DatasetError(f"{where}: target {name!r}: kind must be ordinal, binary or categorical, got {kind!r}")
+        raise DatasetError(
+            f"{where}: target {name!r}: kind must be ordinal, binary or categorical, got {kind!r}"
+        )
     grades = entry.get("grades", [0, 1] if kind == "binary" else [])
     return Target(
         name=name,
@@ -125,7 +129,9 @@ def targets_to_json(targets: Mapping[str, Target]) -> dict[str, Any]:
 def finest_target(targets: Mapping[str, Target]) -> Target:
     """The target with the most grades that is not derived: what folds are stratified by."""
     if not targets:
-        raise DatasetError("the dataset has no targets: add 'targets' to dataset.json and a column to cases.csv")
+        raise DatasetError(
+            "the dataset has no targets: add 'targets' to dataset.json and a column to cases.csv"
+        )
     return max((t for t in targets.values() if not t.is_derived), key=lambda t: len(t.grades))
 
 

@@ -1,7 +1,15 @@
 """What plugin authors see: specs, protocols, the hooks and the registry. Importing it imports no torch."""
 
 from oaplug.plug.hookspecs import API_VERSION, hookimpl
-from oaplug.plug.specs import AnalysisSpec, BackboneSpec, CallbackSpec, ConverterSpec, HeadSpec, NoOptions, Spec
+from oaplug.plug.specs import (
+    AnalysisSpec,
+    BackboneSpec,
+    CallbackSpec,
+    ConverterSpec,
+    HeadSpec,
+    NoOptions,
+    Spec,
+)
 
 __all__ = [
     "API_VERSION",

@@ -146,7 +146,11 @@ def _quarantine(entry_point: metadata.EntryPoint, failure: Exception) -> Quarant
     text = "".join(traceback.format_exception(failure))
     log.debug("plugin %s is left out\n%s", distribution, text)
     return Quarantined(
-        entry_point=entry_point.value, distribution=distribution, version=version, reason=reason, traceback=text
+        entry_point=entry_point.value,
+        distribution=distribution,
+        version=version,
+        reason=reason,
+        traceback=text,
     )
 
 

@@ -1,0 +1,7 @@
+"""`python -m oaplug VERB ...`."""
+
+import sys
+
+from oaplug.commands.oaplug import main
+
+sys.exit(main())

@@ -1,0 +1,55 @@
+"""oaplug_analyze: compare models on the same cases and write a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oaplug.commands.shell import Parser, Progress, run_command
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and work."""
+    parser = Parser(prog="oaplug_analyze", description=__doc__)
+    parser.add_argument(
+        "-m",
+        dest="models",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[NAME=]MODEL",
+        help="model folders, or prediction tables (predictions.csv or their folders)",
+    )
+    parser.add_argument(
+        "-a", dest="analyses", nargs="+", action="extend", metavar="NAME", help="default: all there are"
+    )
+    parser.add_argument(
+        "-o", dest="output", type=Path, required=True, metavar="FOLDER", help="for findings and report"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    return run_command(parser, _work, arguments)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from oaplug.core.artifacts import make_folder
+    from oaplug.plug.registry import registry
+    from oaplug.study.gather import name_models, open_study
+    from oaplug.study.report import write_report
+    from oaplug.study.run import run_study
+
+    study = open_study(name_models(arguments.models), resamples=arguments.resamples, seed=arguments.seed)
+    make_folder(arguments.output)
+    with Progress("analyzing") as progress:
+        outcome = run_study(
+            study, arguments.analyses, folder=arguments.output, registry=registry(), progress=progress
+        )
+    report = write_report(arguments.output)
+    for name, status in outcome.statuses.items():
+        print(f"{name}: {status}")
+    print(f"result: {outcome.findings}\nnext:   open {report} in a browser")
+    return 1 if outcome.failed else 0

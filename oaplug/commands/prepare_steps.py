@@ -1,0 +1,165 @@
+"""The steps from a raw dataset to preprocessed volumes, for the commands that run one or all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from oaplug.commands.shell import Progress, add_places, default_processes, places, triple
+from oaplug.core.errors import DatasetError
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from oaplug.core.dataset import Dataset
+    from oaplug.prepare.folder import PreprocessedFolder
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """The dataset, and where raw and preprocessed data lie."""
+    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="dataset id (901) or name")
+    add_places(parser, "raw", "preprocessed")
+    parser.add_argument("-np", type=int, default=default_processes(), metavar="N", help="processes")
+
+
+def add_planning(parser: argparse.ArgumentParser) -> None:
+    """What a plan can be told."""
+    parser.add_argument("--plans", default="oaplugPlans", metavar="NAME", help="name of the plan")
+    parser.add_argument(
+        "-b", dest="backbone", metavar="BACKBONE", help="make sizes multiples of what this one needs"
+    )
+    parser.add_argument("--size", **triple(int), help="input size in voxels instead of the planned one")
+    parser.add_argument("--spacing", **triple(float), help="spacing in mm instead of the planned one")
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    """Which configurations and which share of the cases."""
+    parser.add_argument(
+        "-c", dest="configurations", nargs="+", default=["3d_lowres"], metavar="NAME", help="configurations"
+    )
+    parser.add_argument(
+        "-num_parts", type=int, default=1, metavar="K", help="share the cases among K machines"
+    )
+    parser.add_argument("-part_id", type=int, default=0, metavar="I", help="this machine's share, from 0")
+
+
+def locate(arguments: argparse.Namespace) -> tuple[Dataset, PreprocessedFolder]:
+    """The raw dataset and its preprocessed folder."""
+    from oaplug.core.dataset import open_dataset
+    from oaplug.core.paths import find_dataset
+    from oaplug.prepare.folder import PreprocessedFolder
+
+    dataset = open_dataset(find_dataset(places(arguments).raw, arguments.dataset))
+    return dataset, PreprocessedFolder(places(arguments).preprocessed / dataset.folder.name)
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Check every file of the dataset; raises DatasetError after printing a table of all problems."""
+    from oaplug.core.dataset import read_dataset
+    from oaplug.core.paths import find_dataset
+    from oaplug.prepare.integrity import problem_rows, verify_dataset
+
+    dataset = read_dataset(find_dataset(places(arguments).raw, arguments.dataset))
+    with Progress("verifying") as progress:
+        problems = verify_dataset(dataset, processes=arguments.np, progress=progress)
+    if problems:
+        _print_table(problem_rows(problems))
+        raise DatasetError(
+            f"{dataset.folder.name} has {len(problems)} problems (table above); mend them and run again"
+        )
+    print(f"{dataset.folder.name}: {len(dataset.cases)} cases, no problems found")
+
+
+def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("problem", "case", "file", "what is wrong", show_lines=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if _is_terminal() else 200, markup=False).print(table)
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stdout.isatty()
+
+
+def extract(arguments: argparse.Namespace) -> Path:
+    """Measure the training cases; gives the fingerprint's path."""
+    from oaplug.prepare.fingerprint import extract_fingerprint, write_fingerprint
+    from oaplug.prepare.folder import FINGERPRINT_FILE
+
+    dataset, data = locate(arguments)
+    with Progress("fingerprint") as progress:
+        fingerprint = extract_fingerprint(dataset, processes=arguments.np, progress=progress)
+    data.publish(dataset)
+    return write_fingerprint(data.folder / FINGERPRINT_FILE, fingerprint)
+
+
+def plan(arguments: argparse.Namespace) -> Path:
+    """Decide; gives the plan's path. A plan made before under that name is replaced."""
+    from oaplug.core.plan import write_plan
+    from oaplug.prepare.fingerprint import read_fingerprint
+    from oaplug.prepare.folder import FINGERPRINT_FILE
+    from oaplug.prepare.planner import plan_experiment
+
+    dataset, data = locate(arguments)
+    made = plan_experiment(
+        dataset.description,
+        read_fingerprint(data.folder / FINGERPRINT_FILE),
+        plans_name=arguments.plans,
+        spacing_mm=tuple(arguments.spacing) if arguments.spacing else None,
+        size_voxels=tuple(arguments.size) if arguments.size else None,
+        size_multiple=_size_multiple(arguments.backbone),
+    )
+    for name, configuration in made.configurations.items():
+        size, spacing = configuration.size_voxels, configuration.spacing_mm
+        print(f"{name}: {' x '.join(map(str, size))} voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm")
+    return write_plan(data.folder / f"{arguments.plans}.json", made)
+
+
+def _size_multiple(backbone: str | None) -> tuple[int, int, int]:
+    if backbone is None:
+        return (1, 1, 1)
+    from oaplug.plug.registry import parse_options, registry
+    from oaplug.plug.specs import BackboneSpec
+
+    spec = registry().spec(BackboneSpec, backbone)
+    return spec.size_multiple(parse_options(spec, {}))
+
+
+def preprocess(arguments: argparse.Namespace) -> Path:
+    """Make what is missing or changed of every case, and freeze the splits; gives the folder."""
+    from oaplug.prepare.preprocess_dataset import preprocess_dataset
+    from oaplug.prepare.splits import labelled_training_cases, read_or_make_splits
+
+    dataset, data = locate(arguments)
+    the_plan = data.plan(arguments.plans)
+    data.publish(dataset)
+    if labelled_training_cases(dataset.cases):
+        try:
+            read_or_make_splits(data.splits_path, dataset.cases, dataset.description.targets)
+        except DatasetError as failure:
+            print(f"no folds: {failure}")
+    with Progress("preprocessing") as progress:
+        report = preprocess_dataset(
+            dataset,
+            the_plan,
+            arguments.configurations,
+            data.folder,
+            processes=arguments.np,
+            part=(arguments.part_id, arguments.num_parts),
+            progress=progress,
+        )
+    print(f"preprocessed {len(report.done)} cases, {len(report.skipped)} were up to date")
+    report.raise_for_problems()
+    return data.folder
+
+
+def say_next(folder: Path, arguments: argparse.Namespace) -> None:
+    """Where the result lies and what to run next."""
+    print(f"result: {folder}")
+    configuration = arguments.configurations[0]
+    print(f"next:   oaplug_train {arguments.dataset} {configuration} 0 -b resnet3d --head single")

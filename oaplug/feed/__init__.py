@@ -1,0 +1,1 @@
+"""Preprocessed volumes to batches: sampling, loading, augmentation."""

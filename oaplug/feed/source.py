@@ -1,0 +1,160 @@
+"""Batches of preprocessed cases: order and augmentation depend on (seed, fold, epoch, case) alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from oaplug.core.batch import Batch
+from oaplug.core.seeds import random_generator
+from oaplug.feed.augment.apply import apply_draws
+from oaplug.feed.augment.draw import draw_augmentation
+from oaplug.prepare.store import read_array
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from oaplug.core.case import Case
+    from oaplug.core.plan import AugmentationSettings
+    from oaplug.prepare.folder import PreprocessedFolder
+
+_CACHE_FRACTION = 0.5
+
+
+class VolumeStore:
+    """Preprocessed volumes (C,D,H,W) float16 by case id, kept in memory while half of what is free lasts."""
+
+    def __init__(self, folder: PreprocessedFolder, data_identifier: str) -> None:
+        self._folder = folder
+        self._identifier = data_identifier
+        self._kept: dict[str, NDArray[np.float16]] = {}
+        self._bytes_left = _CACHE_FRACTION * available_memory_bytes()
+
+    def read(self, case_id: str) -> NDArray[np.float16]:
+        """One volume; raises DatasetError where it was not preprocessed or is damaged."""
+        if case_id in self._kept:
+            return self._kept[case_id]
+        volume = read_array(self._folder.array_path(self._identifier, case_id))
+        if volume.nbytes <= self._bytes_left:
+            self._bytes_left -= volume.nbytes
+            self._kept[case_id] = volume
+        return volume
+
+
+def available_memory_bytes() -> float:
+    """Memory that can be taken without swapping; 2 GiB where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 2.0 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBatch:
+    """Volumes (B,C,D,H,W) float32 on the device, their truths, and the ids they came from."""
+
+    volume: Tensor
+    truth: Batch
+    case_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSource:
+    """Gives the batches of an epoch.
+
+    `class_weights` maps a target to a weight per grade index; cases take the weight of their grade.
+    """
+
+    cases: Sequence[Case]
+    store: VolumeStore
+    targets: tuple[str, ...]
+    batch_size: int
+    seed: int
+    fold: str
+    device: torch.device
+    augmentation: AugmentationSettings | None = None
+    class_weights: Mapping[str, Sequence[float]] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches in an epoch (one smaller batch where there are fewer cases than that)."""
+        return max(len(self.cases) // self.batch_size, 1)
+
+    def epoch(self, epoch: int) -> Iterator[LoadedBatch]:
+        """Shuffled, augmented batches; the cases that do not fill a batch wait for another epoch's order."""
+        order = random_generator(self.seed, "order", self.fold, epoch).permutation(len(self.cases))
+        yield from self._load(
+            [self.cases[i] for i in order][: self.batches_per_epoch * self.batch_size], epoch
+        )
+
+    def in_order(self) -> Iterator[LoadedBatch]:
+        """Every case once, as listed, without augmentation."""
+        yield from self._load(list(self.cases), None)
+
+    def _load(self, cases: Sequence[Case], epoch: int | None) -> Iterator[LoadedBatch]:
+        """Read one batch ahead in a thread (decompression runs outside Python's lock)."""
+        groups = [cases[i : i + self.batch_size] for i in range(0, len(cases), self.batch_size)]
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting = reader.submit(self._read, groups[0]) if groups else None
+            for index, group in enumerate(groups):
+                assert waiting is not None
+                volume = waiting.result()
+                if index + 1 < len(groups):
+                    waiting = reader.submit(self._read, groups[index + 1])
+                yield self._finish(volume, group, epoch)
+
+    def _read(self, cases: Sequence[Case]) -> Tensor:
+        return torch.from_numpy(np.stack([self.store.read(case.case_id) for case in cases]))
+
+    def _finish(self, volume: Tensor, cases: Sequence[Case], epoch: int | None) -> LoadedBatch:
+        volume = volume.to(self.device, non_blocking=True).float()
+        if epoch is not None:
+            volume = self._augment(volume, cases, epoch)
+        truth = Batch(
+            targets={
+                name: torch.tensor([c.labels[name] for c in cases], device=self.device)
+                for name in self.targets
+            },
+            case_weights=self._weights(cases),
+            epoch=epoch or 0,
+        )
+        return LoadedBatch(volume=volume, truth=truth, case_ids=tuple(c.case_id for c in cases))
+
+    def _augment(self, volume: Tensor, cases: Sequence[Case], epoch: int) -> Tensor:
+        settings = self.augmentation
+        if settings is None or settings.backend == "none":
+            return volume
+        purposes: list[tuple[int | str, ...]] = [(self.fold, epoch, case.case_id) for case in cases]
+        if settings.backend == "native":
+            return apply_draws(volume, [draw_augmentation(settings, self.seed, *p) for p in purposes])
+        from oaplug.feed.augment.batchgenerators import build_transforms, transform_case
+
+        transforms: Any = build_transforms(settings, size=volume.shape[2:])
+        changed = [
+            transform_case(transforms, v.cpu(), self.seed, *p) for v, p in zip(volume, purposes, strict=True)
+        ]
+        return torch.stack(changed).to(self.device)
+
+    def _weights(self, cases: Sequence[Case]) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        name, weights = next(iter(self.class_weights.items()))
+        values = [weights[c.labels[name]] if c.has_label(name) else 1.0 for c in cases]
+        return torch.tensor(values, device=self.device)
+
+
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """A weight per grade, N / (K n_k) over the grades that occur ("balanced" in scikit-learn); else 0."""
+    present = [count for count in counts if count > 0]
+    total = sum(present)
+    return [total / (len(present) * count) if count else 0.0 for count in counts]

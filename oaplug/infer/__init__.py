@@ -1,0 +1,1 @@
+"""Model folder + raw images to predictions."""

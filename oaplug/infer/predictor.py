@@ -1,0 +1,204 @@
+"""A model folder as something that predicts: the networks of its folds, and the preprocessing of its plan."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from oaplug.core.artifacts import digest_of_file
+from oaplug.core.case import Case, Problem
+from oaplug.core.errors import CheckpointError, LeakError, OaplugError
+from oaplug.core.evaluation import prediction_table
+from oaplug.core.leak import keyed_hash
+from oaplug.core.predictions import TrainedOn, read_trained_on
+from oaplug.model.checkpoint import load_checkpoint, load_network
+from oaplug.model.precision import Precision, choose_device, choose_precision
+from oaplug.model.run_folder import RunDescription, build_network, read_run, targets_of_run
+from oaplug.plug.registry import registry
+from oaplug.prepare.preprocess import prepare_volume
+from oaplug.prepare.reading import read_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from oaplug.core.predictions import PredictionTable
+    from oaplug.core.target import Target
+    from oaplug.core.volume import Volume
+    from oaplug.model.network import Network
+
+    Progress = Callable[[int, int, str], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """The networks of a model folder's folds, ready to predict."""
+
+    name: str
+    run: RunDescription
+    targets: Mapping[str, Target]
+    networks: Mapping[str, Network]
+    trained_on: TrainedOn
+    precision: Precision
+
+    def predict(
+        self,
+        cases: Sequence[Case],
+        *,
+        allow_training_cases: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[PredictionTable, list[Problem]]:
+        """Predict cases from their raw images: probabilities are means over the folds.
+
+        Gives the table and a problem for every case whose images could not be read; raises LeakError
+        where the model was trained on a case's subject or images, OaplugError where no case is left.
+        """
+        if not allow_training_cases:
+            self._refuse_leaks(cases)
+        done: list[Case] = []
+        rows: list[dict[str, np.ndarray]] = []
+        problems: list[Problem] = []
+        for index, (case, prepared) in enumerate(self._prepare(cases)):
+            if progress is not None:
+                progress(index, len(cases), case.case_id)
+            if isinstance(prepared, OaplugError):
+                problems.append(Problem(kind="cannot predict", case_id=case.case_id, message=str(prepared)))
+                continue
+            rows.append(self.probabilities(prepared.data))
+            done.append(case)
+        if progress is not None:
+            progress(len(cases), len(cases), "done")
+        if not done:
+            raise OaplugError(f"no case could be predicted; the first: {problems[0].message}")
+        tables = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        folds = "+".join(self.networks)
+        table = prediction_table(done, tables, targets=self.targets, fold=folds, model=self.name)
+        return replace(table, trained_on=self.trained_on), problems
+
+    def probabilities(self, volume: np.ndarray) -> dict[str, np.ndarray]:
+        """Per target probabilities (K,) of one preprocessed volume (C,D,H,W), rounded as for training."""
+        batch = torch.from_numpy(volume.astype(np.float16)).float()[None]
+        answers: dict[str, list[np.ndarray]] = {}
+        with torch.inference_mode():
+            for network in self.networks.values():
+                with self.precision.autocast():
+                    logits = network(self.precision.arrange(batch))
+                for name, table in network.probabilities(logits).items():
+                    answers.setdefault(name, []).append(table[0].double().cpu().numpy())
+        return {name: np.mean(tables, axis=0) for name, tables in answers.items()}
+
+    def _prepare(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Volume | OaplugError]]:
+        """Read and preprocess one case ahead, in a thread."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            waiting = [reader.submit(self._prepare_case, case) for case in cases[:2]]
+            for index, case in enumerate(cases):
+                prepared = waiting.pop(0).result()
+                if index + 2 < len(cases):
+                    waiting.append(reader.submit(self._prepare_case, cases[index + 2]))
+                yield case, prepared
+
+    def _prepare_case(self, case: Case) -> Volume | OaplugError:
+        try:
+            volume = read_image(case.images, case_id=case.case_id)
+            return prepare_volume(volume, self.run.configuration, side=case.side)
+        except OaplugError as failure:
+            return failure
+
+    def _refuse_leaks(self, cases: Sequence[Case]) -> None:
+        seen = self.trained_on
+        leaks = [c.case_id for c in cases if keyed_hash(seen.key, c.subject_id) in seen.subjects]
+        for case in cases:
+            digests = [digest_of_file(path) for path in case.images if path.is_file()]
+            if any(keyed_hash(seen.key, digest) in seen.images for digest in digests):
+                leaks.append(case.case_id)
+        if leaks:
+            named = ", ".join(sorted(set(leaks))[:5])
+            raise LeakError(
+                f"{len(set(leaks))} cases belong to subjects or images this model was trained on ({named}): "
+                "their results would flatter it; remove them, or pass --allow_training_cases"
+            )
+
+
+def load_model(
+    folder: Path | str,
+    *,
+    folds: Sequence[str] | None = None,
+    checkpoint: str = "final",
+    device: str | None = None,
+) -> Predictor:
+    """Open a model folder for prediction.
+
+    Args:
+        folder: a run's folder (plans.json, fold_0, ...).
+        folds: which folds to average (default: all that are trained).
+        checkpoint: "final" or "best".
+        device: "cuda", "cpu", "mps" (default: a GPU where there is one).
+
+    Raises:
+        CheckpointError: where the folder, a fold or a checkpoint is missing or does not fit.
+    """
+    from pathlib import Path
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"the model folder {folder} does not exist; train it with oaplug_train")
+    run = read_run(folder)
+    names = _choose_folds(folder, folds, checkpoint=checkpoint)
+    precision = choose_precision(
+        run.plan.training.precision,
+        device=choose_device(device),
+        channels_last=run.plan.training.channels_last,
+    )
+    networks = {
+        name: _load_fold(folder / f"fold_{name}", run, checkpoint, precision=precision) for name in names
+    }
+    return Predictor(
+        name=folder.name,
+        run=run,
+        targets=targets_of_run(run, registry()),
+        networks=networks,
+        trained_on=_join([read_trained_on(folder / f"fold_{name}" / "trained_on.json") for name in names]),
+        precision=precision,
+    )
+
+
+def _choose_folds(folder: Path, wanted: Sequence[str] | None, *, checkpoint: str) -> list[str]:
+    there = sorted(
+        path.parent.name.removeprefix("fold_")
+        for path in folder.glob(f"fold_*/checkpoint_{checkpoint}.safetensors")
+    )
+    if not there:
+        raise CheckpointError(f"{folder} has no trained fold (fold_*/checkpoint_{checkpoint}.safetensors)")
+    if wanted is None:
+        numbered = [name for name in there if name != "all"]
+        return numbered or there
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise CheckpointError(
+            f"{folder} has no trained fold {', '.join(missing)} (there: {', '.join(there)})"
+        )
+    return list(wanted)
+
+
+def _load_fold(folder: Path, run: RunDescription, checkpoint: str, *, precision: Precision) -> Network:
+    path = folder / f"checkpoint_{checkpoint}.safetensors"
+    network = build_network(run, registry())
+    load_network(network, load_checkpoint(path), path=path)
+    precision.place(network)
+    network.eval()
+    return network
+
+
+def _join(seen: Sequence[TrainedOn]) -> TrainedOn:
+    return TrainedOn(
+        key=seen[0].key,
+        subjects=frozenset().union(*(s.subjects for s in seen)),
+        images=frozenset().union(*(s.images for s in seen)),
+    )

@@ -1,0 +1,1 @@
+"""Encoder + head = network; checkpoints, provenance and the run folder."""

@@ -1,0 +1,72 @@
+"""Devices, number formats and memory layout, chosen once per run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from oaplug.core.errors import PlanError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor, nn
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name` ("cuda", "cuda:1", "cpu", "mps"); None: a GPU where there is one.
+
+    Raises PlanError where the device is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PlanError(f"-device {name}: use cuda, cuda:N, cpu or mps") from None
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not there.get(device.type, False):
+        raise PlanError(f"-device {name}: torch sees no such device here; try -device cpu")
+    return device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How a network computes: autocast type (None: float32 throughout) and memory layout."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    channels_last: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which networks and losses are computed."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device and layout."""
+        network = network.to(self.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return network
+
+    def arrange(self, volume: Tensor) -> Tensor:
+        """Move volumes (B,C,D,H,W) to the device and layout."""
+        volume = volume.to(self.device)
+        return volume.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else volume
+
+    @property
+    def needs_scaling(self) -> bool:
+        """Whether gradients need scaling (float16 only)."""
+        return self.dtype == torch.float16
+
+
+def choose_precision(name: str, *, device: torch.device, channels_last: bool) -> Precision:
+    """The precision of a plan: "auto" is bfloat16 or float16 on GPUs, float32 elsewhere."""
+    if name == "auto":
+        name = "float32"
+        if device.type == "cuda":
+            name = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return Precision(device=device, dtype=dtypes[name], channels_last=channels_last)

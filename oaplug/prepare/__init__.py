@@ -1,0 +1,1 @@
+"""Raw dataset to preprocessed volumes: reading, geometry, fingerprint, plan, splits, integrity."""

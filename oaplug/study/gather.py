@@ -1,0 +1,197 @@
+"""From model folders and prediction tables to a Study: the same cases, in the same order, never leaked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oaplug.core.errors import LeakError, PathError, PredictionError
+from oaplug.core.leak import leaked_cases
+from oaplug.core.predictions import read_predictions
+from oaplug.core.study import Study, StudyModel
+from oaplug.core.target import MISSING, grade_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from oaplug.core.predictions import PredictionTable, TargetPredictions
+
+SHOWN_IDS = 5
+
+
+def name_models(arguments: Sequence[str]) -> dict[str, Path]:
+    """Paths by model name, from `[NAME=]PATH` as written on the command line.
+
+    An unnamed path is called after its folder; RUN/predictions/SET and RUN/fold_N/validation after RUN.
+    Raises PredictionError where two models would have one name.
+    """
+    models: dict[str, Path] = {}
+    for argument in arguments:
+        name, path = _split_argument(argument)
+        if name in models:
+            raise PredictionError(
+                f"two models are called {name!r} ({models[name]} and {path}); tell them apart with NAME=PATH"
+            )
+        models[name] = path
+    return models
+
+
+def _split_argument(argument: str) -> tuple[str, Path]:
+    name, equals, rest = argument.partition("=")
+    if not equals or Path(argument).expanduser().exists():
+        path = Path(argument).expanduser()
+        return _default_name(path), path
+    if not name.strip() or not rest:
+        raise PredictionError(f"{argument!r}: expected PATH or NAME=PATH")
+    return name.strip(), Path(rest).expanduser()
+
+
+def _default_name(path: Path) -> str:
+    whole = path.resolve()
+    if whole.suffix == ".csv" and whole.name != "predictions.csv":
+        return whole.stem
+    folder = whole.parent if whole.suffix == ".csv" else whole
+    is_set = folder.parent.name == "predictions"
+    is_validation = folder.name == "validation" and re.fullmatch(r"fold_\w+", folder.parent.name)
+    return folder.parent.parent.name if is_set or is_validation else folder.name
+
+
+def open_study(models: Mapping[str, Path], *, resamples: int, seed: int) -> Study:
+    """Open every model's predictions and pair their cases, in the order of the first model.
+
+    A path is a predictions.csv, a folder that holds one, or a model folder with one predicted set.
+    Raises PathError for a path that does not exist, PredictionError where the tables do not belong
+    together, LeakError for cases of subjects a model was trained on.
+    """
+    if not models:
+        raise PredictionError("no model was given: pass at least one model folder or predictions.csv")
+    if resamples < 1:
+        raise PredictionError(f"the number of bootstrap resamples must be positive, got {resamples}")
+    opened = [_open_model(name, path) for name, path in models.items()]
+    paired = [opened[0], *(_pair(opened[0], other) for other in opened[1:])]
+    _check_truths(paired)
+    first = paired[0].predictions
+    return Study(
+        models=tuple(paired),
+        case_ids=first.case_ids,
+        subject_ids=first.subject_ids,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _open_model(name: str, path: Path) -> StudyModel:
+    table_path = _find_table(path)
+    table = read_predictions(table_path)
+    if not table.targets:
+        raise PredictionError(f"{name}: {table_path} holds no target; run oaplug_predict again")
+    if leaked := leaked_cases(table):
+        raise LeakError(
+            f"{name}: {table_path} holds {len(leaked)} cases of subjects this model was trained on "
+            f"({_shown(leaked)}); predict cases of other subjects"
+        )
+    return StudyModel(name=name, predictions=table, folder=_run_folder(path))
+
+
+def _find_table(path: Path) -> Path:
+    """The predictions.csv that `path` stands for."""
+    if not path.exists():
+        raise PathError(f"{path} does not exist; expected a model folder, or a predictions.csv or its folder")
+    if path.is_file():
+        return path
+    if (path / "predictions.csv").is_file():
+        return path / "predictions.csv"
+    if not (path / "plans.json").is_file():
+        raise PredictionError(
+            f"{path} holds neither predictions.csv nor plans.json, so it is no model folder; "
+            "pass a model folder, or the folder oaplug_predict wrote"
+        )
+    sets = sorted(found.parent for found in (path / "predictions").glob("*/predictions.csv"))
+    if not sets:
+        raise PredictionError(
+            f"the model {path} has predicted nothing yet (no predictions/SET/predictions.csv); "
+            "run oaplug_predict first"
+        )
+    if len(sets) > 1:
+        names = ", ".join(folder.name for folder in sets)
+        raise PredictionError(
+            f"the model {path} has predicted several sets ({names}); pass the folder of one, "
+            f"such as {sets[0]}"
+        )
+    return sets[0] / "predictions.csv"
+
+
+def _run_folder(path: Path) -> Path | None:
+    """The model folder that `path` is, or that its predictions lie in."""
+    folder = path if path.is_dir() else path.parent
+    return next((f for f in (folder, *folder.resolve().parents[:2]) if (f / "plans.json").is_file()), None)
+
+
+def _pair(first: StudyModel, other: StudyModel) -> StudyModel:
+    """`other` with its cases in the order of `first`."""
+    expected, given = set(first.predictions.case_ids), set(other.predictions.case_ids)
+    if expected != given:
+        differences = [
+            f"only in {name}: {_shown(sorted(ids))}"
+            for name, ids in ((first.name, expected - given), (other.name, given - expected))
+            if ids
+        ]
+        raise PredictionError(
+            f"{first.name} and {other.name} were not given the same cases; "
+            f"{'; '.join(differences)}; predict the same set with both"
+        )
+    table = other.predictions.take(first.predictions.case_ids)
+    _refuse(first, other, what="subjects", off=_differing(first.predictions.subject_ids, table.subject_ids))
+    return StudyModel(name=other.name, predictions=table, folder=other.folder)
+
+
+def _check_truths(models: Sequence[StudyModel]) -> None:
+    """Every target must mean the same, and have the same truths, in each model that predicts it."""
+    owners: dict[str, StudyModel] = {}
+    for model in models:
+        for name, predictions in model.predictions.targets.items():
+            owner = owners.setdefault(name, model)
+            known = owner.predictions.targets[name]
+            if known.target != predictions.target:
+                raise PredictionError(
+                    f"{owner.name} and {model.name} define the target {name!r} differently: "
+                    f"{known.target} against {predictions.target}"
+                )
+            off = np.flatnonzero(known.truth != predictions.truth).tolist()
+            _refuse(owner, model, what=f"truths of {name!r}", off=off, shown=_truths(known, predictions))
+
+
+def _truths(first: TargetPredictions, other: TargetPredictions) -> list[str]:
+    names = grade_names(first.target)
+    texts = [["unknown" if index == MISSING else names[index] for index in p.truth] for p in (first, other)]
+    return [f"{a} against {b}" for a, b in zip(*texts, strict=True)]
+
+
+def _refuse(
+    first: StudyModel, other: StudyModel, *, what: str, off: Sequence[int], shown: Sequence[str] | None = None
+) -> None:
+    if not off:
+        return
+    ids = _cases(first.predictions, off)
+    if shown is not None:
+        ids = [f"{name}: {shown[row]}" for name, row in zip(ids, off, strict=True)]
+    raise PredictionError(
+        f"{first.name} and {other.name} give different {what} for {len(off)} cases "
+        f"({_shown(ids)}); predict with the same cases.csv"
+    )
+
+
+def _differing(first: Sequence[str], other: Sequence[str]) -> list[int]:
+    return [row for row, (a, b) in enumerate(zip(first, other, strict=True)) if a != b]
+
+
+def _cases(table: PredictionTable, rows: Iterable[int]) -> list[str]:
+    return [table.case_ids[row] for row in rows]
+
+
+def _shown(ids: Sequence[str]) -> str:
+    more = len(ids) - SHOWN_IDS
+    return ", ".join(ids[:SHOWN_IDS]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,158 @@
+"""Run analyses over a study, one isolated try each, into findings.json and a folder per analysis."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from oaplug.core.artifacts import make_folder, write_json
+from oaplug.core.findings import Findings, findings_to_json
+from oaplug.core.target import MISSING, grade_names
+from oaplug.plug.registry import parse_options
+from oaplug.plug.specs import AnalysisSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from oaplug.core.study import Study, StudyModel
+    from oaplug.plug.registry import Part, Registry
+
+    Progress = Callable[[int, int, str], None]
+
+log = logging.getLogger(__name__)
+FINDINGS_SCHEMA = 1
+FINDINGS_FILE = "findings.json"
+FIRST_ANALYSIS = "classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOutcome:
+    """Where the findings lie, and per analysis its status: "ok", "skipped" or "failed"."""
+
+    folder: Path
+    findings: Path
+    statuses: Mapping[str, str]
+
+    @property
+    def failed(self) -> bool:
+        """Whether at least one analysis failed."""
+        return "failed" in self.statuses.values()
+
+
+def run_study(
+    study: Study,
+    analyses: Sequence[str] | None,
+    *,
+    folder: Path,
+    registry: Registry,
+    progress: Progress | None = None,
+) -> StudyOutcome:
+    """Run `analyses` (None: all that are registered) and write FOLDER/findings.json and FOLDER/ANALYSIS/.
+
+    An analysis whose needs the study does not meet is skipped with the reason; one that fails keeps its
+    traceback in findings.json, and the others stand. Raises PluginError for an unknown name.
+    """
+    parts = _choose(registry, analyses)
+    make_folder(folder)
+    sections: dict[str, dict[str, Any]] = {}
+    for done, (name, part) in enumerate(parts.items()):
+        if progress is not None:
+            progress(done, len(parts), name)
+        sections[name] = {
+            "name": name,
+            "plugin": f"{part.distribution} {part.version}",
+            "summary": part.spec.summary,
+            **_run_one(study, part, folder=folder / name),
+        }
+    if progress is not None:
+        progress(len(parts), len(parts), "done")
+    content = {**_describe(study), "analyses": list(sections.values())}
+    path = write_json(folder / FINDINGS_FILE, content)
+    return StudyOutcome(
+        folder=folder, findings=path, statuses={name: section["status"] for name, section in sections.items()}
+    )
+
+
+def _choose(registry: Registry, names: Sequence[str] | None) -> dict[str, Part]:
+    """Parts by the name of their section, `classification` first, then by name."""
+    if names is None:
+        parts = list(registry.of_kind(AnalysisSpec.kind))
+    else:
+        parts = [registry.get(AnalysisSpec.kind, name) for name in dict.fromkeys(names)]
+    parts.sort(key=lambda part: (part.spec.name != FIRST_ANALYSIS, part.spec.name, part.distribution))
+    counts = Counter(part.spec.name for part in parts)
+    return {
+        part.spec.name if counts[part.spec.name] == 1 else f"{part.distribution}-{part.spec.name}": part
+        for part in parts
+    }
+
+
+def _run_one(study: Study, part: Part, *, folder: Path) -> dict[str, Any]:
+    """Status and findings of one analysis."""
+    spec = part.spec
+    assert isinstance(spec, AnalysisSpec)
+    if lacking := sorted(spec.needs - study.provides):
+        return {
+            "status": "skipped",
+            "reason": f"it needs {', '.join(lacking)}, which this study does not have",
+        }
+    try:
+        findings = spec.build(parse_options(spec, None)).run(study, make_folder(folder))
+        if not isinstance(findings, Findings):
+            raise TypeError(f"run() gave {type(findings).__name__}, expected Findings")
+        content = findings_to_json(findings)
+        json.dumps(content, allow_nan=False)
+    except Exception as failure:
+        text = "".join(traceback.format_exception(failure))
+        log.warning("the analysis %s failed: %s: %s", spec.name, type(failure).__name__, failure)
+        log.debug("%s", text)
+        return {"status": "failed", "reason": f"{type(failure).__name__}: {failure}", "traceback": text}
+    return {"status": "ok", "findings": content}
+
+
+def _describe(study: Study) -> dict[str, Any]:
+    """What was compared, as JSON."""
+    return {
+        "schema": FINDINGS_SCHEMA,
+        "oaplug": metadata.version("oaplug"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cases": len(study.case_ids),
+        "subjects": len(set(study.subject_ids)),
+        "resamples": study.resamples,
+        "seed": study.seed,
+        "models": [_describe_model(model) for model in study.models],
+        "targets": _describe_targets(study),
+    }
+
+
+def _describe_model(model: StudyModel) -> dict[str, Any]:
+    table = model.predictions
+    folds = sorted({fold for fold in table.folds if fold})
+    return {"name": model.name, "cases": len(table.case_ids), "folds": folds, "targets": list(table.targets)}
+
+
+def _describe_targets(study: Study) -> list[dict[str, Any]]:
+    """Every target with how many cases have each grade (truths agree between models)."""
+    described = []
+    for name, target in study.targets.items():
+        predictions = next(m.predictions.targets[name] for m in study.models if name in m.predictions.targets)
+        counts = Counter(predictions.truth.tolist())
+        grades = {grade: counts[index] for index, grade in enumerate(grade_names(target))}
+        described.append(
+            {
+                "name": name,
+                "kind": target.kind,
+                "grades": grades,
+                "unknown": counts[MISSING],
+                "derived_from": target.derived_from,
+                "at_least": target.at_least,
+            }
+        )
+    return described

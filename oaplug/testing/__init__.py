@@ -1,0 +1,1 @@
+"""Contract checks and toy data for plugin authors."""

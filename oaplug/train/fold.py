@@ -1,0 +1,208 @@
+"""Training one fold of a run: data, network, trainer, and the predictions of its validation cases."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from oaplug.core.artifacts import digest_of_json, make_folder, read_json, write_json
+from oaplug.core.errors import CheckpointError, PlanError
+from oaplug.core.evaluation import default_best_metric, table_metrics
+from oaplug.core.leak import trained_on
+from oaplug.core.predictions import write_predictions, write_trained_on
+from oaplug.core.seeds import derive_seed
+from oaplug.core.settings import to_mapping
+from oaplug.feed.source import BatchSource, VolumeStore, balanced_weights
+from oaplug.model.precision import choose_precision
+from oaplug.model.run_folder import RunDescription, build_network, run_to_json, targets_of_run
+from oaplug.plug.specs import CallbackSpec
+from oaplug.prepare.store import read_record
+from oaplug.train.logbook import open_log_file
+from oaplug.train.settings import model_name
+from oaplug.train.trainer import Trainer, TrainingJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from oaplug.core.case import Case
+    from oaplug.core.target import Target
+    from oaplug.plug.registry import Registry
+    from oaplug.prepare.folder import PreprocessedFolder
+    from oaplug.prepare.splits import Fold
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRequest:
+    """Which fold to train, where, and whether to go on with an interrupted one."""
+
+    run: RunDescription
+    folder: Path
+    data: PreprocessedFolder
+    fold: str
+    split: Fold
+    device: torch.device
+    resume: bool = False
+    validate_only: bool = False
+    callbacks: tuple[str, ...] = ()
+
+
+def train_fold(
+    request: FoldRequest, registry: Registry, *, progress: Callable[[int, int, str], None] | None = None
+) -> Path:
+    """Train (or resume, or only validate) one fold; gives its folder."""
+    folder = make_folder(request.folder / f"fold_{request.fold}")
+    _check_state(request, folder)
+    if request.run.plan.training.threads is not None:
+        torch.set_num_threads(request.run.plan.training.threads)
+    handler = open_log_file(folder)
+    try:
+        trainer = Trainer(_job(request, registry, folder), progress=progress)
+        if request.resume:
+            trainer.resume()
+        if not request.validate_only:
+            trainer.train()
+        if request.split.val:
+            _write_validation(trainer, folder)
+    finally:
+        logging.getLogger("oaplug").removeHandler(handler)
+        handler.close()
+    return folder
+
+
+def _check_state(request: FoldRequest, folder: Path) -> None:
+    """Refuse to overwrite a trained fold, and to resume or validate one that is not there."""
+    latest, final = (folder / f"checkpoint_{name}.safetensors" for name in ("latest", "final"))
+    if request.validate_only and not final.is_file():
+        raise CheckpointError(f"{folder} has no checkpoint_final to validate; train it first (without --val)")
+    if request.resume and not latest.is_file():
+        raise CheckpointError(f"{folder} has no checkpoint_latest to continue; train without --c")
+    if not request.resume and not request.validate_only and latest.is_file():
+        raise PlanError(
+            f"{folder} holds a training already; continue it with --c, train anew under --tag NAME, "
+            "or remove the folder"
+        )
+
+
+def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
+    run, settings = request.run, request.run.plan.training
+    targets = targets_of_run(run, registry)
+    by_id = {case.case_id: case for case in request.data.cases()}
+    training = usable_cases(request.split.train, by_id, targets)
+    if len(training) < 2:
+        raise PlanError(
+            f"fold {request.fold} has {len(training)} training cases with a label of {list(targets)}"
+        )
+    torch.manual_seed(derive_seed(settings.seed, "weights", request.fold))
+    counts = grade_counts(training, targets)
+    network = build_network(run, registry, grade_counts=counts)
+    first = next(iter(targets))
+    balanced = {first: balanced_weights(counts[first])} if settings.class_weights == "balanced" else None
+    source = partial(
+        BatchSource,
+        store=VolumeStore(request.data, run.configuration.data_identifier),
+        targets=tuple(targets),
+        batch_size=min(settings.batch_size, len(training)),
+        seed=settings.seed,
+        fold=request.fold,
+        device=request.device,
+    )
+    validation = usable_cases(request.split.val, by_id, targets)
+    job = TrainingJob(
+        network=network,
+        training=source(cases=training, augmentation=run.plan.augmentation, class_weights=balanced),
+        validation=source(cases=validation) if validation else None,
+        targets=targets,
+        settings=settings,
+        precision=choose_precision(
+            settings.precision, device=request.device, channels_last=settings.channels_last
+        ),
+        folder=folder,
+        fold=request.fold,
+        model=model_name(run.choices),
+        best_metric=default_best_metric(targets) if settings.best_metric == "auto" else settings.best_metric,
+        run=run_to_json(run),
+        callbacks=[registry.spec(CallbackSpec, n).build({}, folder=folder) for n in request.callbacks],
+    )
+    _check_preprocessed(request, [*training, *validation])
+    _remember_cases(request, folder, training)
+    _write_debug(folder, job)
+    return job
+
+
+def _check_preprocessed(request: FoldRequest, cases: Sequence[Case]) -> None:
+    """Every case must have been preprocessed exactly as the run's configuration says."""
+    wanted = digest_of_json(to_mapping(request.run.configuration))
+    name = request.run.choices.configuration
+    for case in cases:
+        path = request.data.record_path(request.run.configuration.data_identifier, case.case_id)
+        if not path.is_file():
+            raise PlanError(
+                f"case {case.case_id} is not preprocessed ({path} is missing); run oaplug_preprocess"
+            )
+        if read_record(path).configuration != wanted:
+            raise PlanError(
+                f"case {case.case_id} was preprocessed with other settings than configuration {name!r} "
+                "of the plan has now; run oaplug_preprocess again, and change geometry in the plan, not by --set"
+            )
+
+
+def _remember_cases(request: FoldRequest, folder: Path, cases: Sequence[Case]) -> None:
+    """trained_on.json: keyed hashes of subjects and images, for the leak guard of whoever uses the model."""
+    identifier = request.run.configuration.data_identifier
+    digests = [d for c in cases for d in read_record(request.data.record_path(identifier, c.case_id)).inputs]
+    key = read_json(request.folder / "provenance.json", error=CheckpointError)["leak_key"]
+    write_trained_on(folder / "trained_on.json", trained_on([c.subject_id for c in cases], digests, key))
+
+
+def usable_cases(
+    case_ids: Sequence[str], by_id: Mapping[str, Case], targets: Mapping[str, Target]
+) -> list[Case]:
+    """Cases with a label of at least one of the targets."""
+    return [by_id[i] for i in case_ids if any(by_id[i].has_label(name) for name in targets)]
+
+
+def grade_counts(cases: Sequence[Case], targets: Mapping[str, Target]) -> dict[str, list[int]]:
+    """How often each grade of each target occurs."""
+    counts = {name: Counter(case.labels.get(name) for case in cases) for name in targets}
+    return {name: [counts[name][i] for i in range(len(t.grades))] for name, t in targets.items()}
+
+
+def _write_debug(folder: Path, job: TrainingJob) -> None:
+    """debug.json: what the trainer was given, for people who look into a run."""
+    write_json(
+        folder / "debug.json",
+        {
+            "schema": 1,
+            "device": str(job.precision.device),
+            "precision": str(job.precision.dtype or torch.float32),
+            "channels_last": job.precision.channels_last,
+            "threads": torch.get_num_threads(),
+            "batch_size": job.training.batch_size,
+            "batches_per_epoch": job.training.batches_per_epoch,
+            "training_cases": [case.case_id for case in job.training.cases],
+            "validation_cases": [c.case_id for c in job.validation.cases] if job.validation else [],
+            "parameters": sum(p.numel() for p in job.network.parameters()),
+            "settings": to_mapping(job.settings),
+            "network": str(job.network).splitlines(),
+        },
+    )
+
+
+def _write_validation(trainer: Trainer, folder: Path) -> None:
+    """validation/: predictions of the final network on the fold's validation cases, and their metrics."""
+    table = trainer.validation_table("final")
+    write_predictions(folder / "validation", table)
+    metrics = table_metrics(table)
+    write_json(
+        folder / "validation" / "summary.json", {"schema": 1, "checkpoint": "final", "metrics": metrics}
+    )
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value is not None)
+    log.info("validation of %s: %s", folder.name, shown)

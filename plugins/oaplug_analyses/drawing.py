@@ -1,0 +1,94 @@
+"""How figures and tables of the analyses look and are written: one style, data beside every picture."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure as Canvas
+
+from oaplug.core.artifacts import atomic_path
+from oaplug.core.case_table import write_case_table
+from oaplug.core.findings import Figure, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from oaplug.core.findings import Cell
+
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e8ee"
+SMALL, BODY, TITLE = 7.5, 8.5, 9.5
+DPI = 144
+PICTURE: dict[str, Any] = {
+    "format": "png",
+    "facecolor": "white",
+    "bbox_inches": "tight",
+    "pad_inches": 0.08,
+    "metadata": {"Software": None},
+}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00",
+            "#56B4E9", "#882255", "#999933", "#332288", "#555555")  # fmt: skip
+
+
+def model_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour per model, the same in every figure, safe for colour-blind readers (Okabe and Ito; Tol)."""
+    return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+
+
+def panels(
+    count: int, *, width_inches: float, height_inches: float, columns: int = 3
+) -> tuple[Canvas, list[Axes]]:
+    """A figure with `count` panels of the given size, filled row by row."""
+    across = min(count, columns)
+    down = math.ceil(count / across)
+    canvas = Canvas(figsize=(across * width_inches, down * height_inches), dpi=DPI)
+    canvas.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07)
+    axes = [canvas.add_subplot(down, across, index + 1) for index in range(count)]
+    for one in axes:
+        _tidy(one)
+    return canvas, axes
+
+
+def _tidy(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, length=3)
+    axes.set_axisbelow(True)
+
+
+def short_name(name: str, *, width: int = 26) -> str:
+    """A model's name on at most two lines of `width` characters, broken where folder names are joined."""
+    if len(name) <= width:
+        return name
+    head, joint, tail = name.partition("__")
+    lines = [head, tail] if joint else [name[:width], name[width:]]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+def cell(value: Any) -> float | None:
+    """A number as a table cell; None where it is not defined."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def write_table(
+    folder: Path, *, name: str, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
+) -> Table:
+    """A table of findings, also written to FOLDER/NAME.csv."""
+    file = f"{name}.csv"
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    write_case_table(folder / file, records, columns=columns)
+    return Table(name=name, caption=caption, columns=tuple(columns), rows=tuple(map(tuple, rows)), data=file)
+
+
+def write_figure(canvas: Canvas, data: Table, folder: Path) -> Figure:
+    """A figure of findings: FOLDER/NAME.png, beside the table it was drawn from."""
+    file = f"{data.name}.png"
+    with atomic_path(folder / file) as temporary:
+        canvas.savefig(temporary, **PICTURE)
+    return Figure(name=data.name, caption=data.caption, image=file, data=data.data)
