@@ -84,11 +84,11 @@ def _refuse_difference(there: Any, new: Mapping[str, Any], *, path: Path) -> Non
 
 
 def _first_difference(there: Any, new: Any, prefix: str = "") -> str | None:
-    """Dotted key of the first value that differs between two JSON values (versions of parts aside)."""
+    """Dotted key of the first value that differs between two JSON values."""
     if isinstance(there, dict) and isinstance(new, dict):
         for key in [*new, *(k for k in there if k not in new)]:
             name = f"{prefix}.{key}" if prefix else key
-            if key in {"version", "reasons"}:
+            if key in {"version", "reasons", "overrides"}:  # what an override changes shows elsewhere
                 continue
             if (found := _first_difference(there.get(key), new.get(key), name)) is not None:
                 return found
