@@ -149,7 +149,8 @@ def test_the_batchgenerators_backend_is_reproducible_and_leaves_the_global_gener
 def source(tmp_path):
     folder = PreprocessedFolder(tmp_path)
     cases = [
-        Case(case_id=f"c{i}", subject_id=f"c{i}", images=(), labels={"kl": i % 3 if i else -1}) for i in range(7)
+        Case(case_id=f"c{i}", subject_id=f"c{i}", images=(), labels={"kl": i % 3 if i else -1})
+        for i in range(7)
     ]
     for index, case in enumerate(cases):
         write_array(folder.array_path("plan", case.case_id), np.full((1, 4, 5, 6), index, dtype=np.float32))

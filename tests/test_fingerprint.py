@@ -184,7 +184,7 @@ def test_processes_and_the_order_of_cases_change_nothing(folder):
     assert {report[2] for report in reports} == set(CODES)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_file_that_cannot_be_used_is_named_with_its_case(folder, processes):
     (folder / "imagesTr" / "b_late_0001.nii.gz").write_bytes(b"cut off")
     with pytest.raises(DatasetError, match=r"b_late.*b_late_0001\.nii\.gz"):

@@ -27,8 +27,8 @@ from oaplug.prepare.geometry import (
     to_canonical,
 )
 
-settings.register_profile("no deadline", deadline=None)  # the first example pays for slow imports
-settings.load_profile("no deadline")
+settings.register_profile("geometry", deadline=None, max_examples=50)  # the first example pays for imports
+settings.load_profile("geometry")
 
 POSITION_TOLERANCE_MM = 1e-4
 spacings = st.tuples(*[st.floats(0.3, 3.0)] * 3)

@@ -248,7 +248,7 @@ def test_the_batch_size_falls_with_voxels_and_stays_below_a_quarter_of_the_cases
 def test_the_larger_configuration_sets_the_batch_size_and_the_reason_offers_that_of_lowres():
     plan = plan_experiment(describe(), knees())
     assert plan.training.batch_size == 2
-    assert "--set training.batch_size=4" in plan.reasons["training.batch_size"]
+    assert "--set training.batch_size=8" in plan.reasons["training.batch_size"]
 
 
 def test_a_dataset_without_targets_can_be_planned():

@@ -95,7 +95,9 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_
     path = save_checkpoint(
         tmp_path / "c.safetensors",
         Checkpoint(
-            network=half.state_dict(), optimizer=optimizer_tensors(half_optimizer), progress={"next": [3, None]}
+            network=half.state_dict(),
+            optimizer=optimizer_tensors(half_optimizer),
+            progress={"next": [3, None]},
         ),
     )
     resumed, resumed_optimizer = fresh()
@@ -176,7 +178,9 @@ def test_a_run_folder_comes_back_and_refuses_other_settings(tmp_path):
     assert again == run
     write_run(tmp_path / "run", run, fingerprint=None)
     with pytest.raises(PlanError, match=r"plan\.training\.epochs.*--tag"):
-        write_run(tmp_path / "run", resolve(tmp_path, target="oa", **{"training.epochs": 3}), fingerprint=None)
+        write_run(
+            tmp_path / "run", resolve(tmp_path, target="oa", **{"training.epochs": 3}), fingerprint=None
+        )
 
 
 def test_model_names_say_which_target_a_single_head_answers(tmp_path):

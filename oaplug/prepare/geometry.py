@@ -121,7 +121,8 @@ def pad_crop(
     shape = volume.data.shape[1:]
     if not all(-0.5 <= center <= size - 0.5 for center, size in zip(center_voxels, shape, strict=True)):
         raise ValueError(f"the centre {center_voxels} is not in a volume of {shape} voxels")
-    starts = [round(center - (size - 1) / 2) for center, size in zip(center_voxels, size_voxels, strict=True)]
+    # rounded twice, so that a middle between two voxels falls to the same one whatever its last digits
+    starts = [round(round(c - (size - 1) / 2, 6)) for c, size in zip(center_voxels, size_voxels, strict=True)]
     box = [[start, start + size] for start, size in zip(starts, size_voxels, strict=True)]
     channels = zip(volume.data, pad_value, strict=True)
     data = np.stack([crop_and_pad_nd(channel, box, pad_value=float(value)) for channel, value in channels])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STD_FLOOR = 1e-6
 CLIPPED_PERCENTILES = (0.5, 99.5)
-BIAS_SPACING_MM = 3.0
+BIAS_SPACING_MM = 4.0
 
 
 def schemes_for(schemes: Sequence[Normalization], *, channels: int) -> tuple[Normalization, ...]:
@@ -75,7 +75,7 @@ _SCHEMES: dict[Normalization, Callable[[FloatArray], FloatArray]] = {
 def correct_bias(volume: Volume) -> Volume:
     """The volume (C,D,H,W) with each channel divided by its slow intensity drift.
 
-    N4 (Tustison et al., IEEE TMI 2010) as in SimpleITK, fitted on voxels of about 3 mm, which is far finer
+    N4 (Tustison et al., IEEE TMI 2010) as in SimpleITK, fitted on voxels of about 4 mm, which is far finer
     than the field, within Otsu's foreground; on one thread, so that the same image gives the same field.
     """
     corrected = [_correct_channel(channel, spacing_mm=volume.spacing_mm) for channel in volume.data]

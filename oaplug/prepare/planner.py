@@ -16,7 +16,12 @@ from oaplug.core.plan import (
     TrainSettings,
 )
 from oaplug.core.target import finest_target
-from oaplug.prepare.field_of_view import choose_field_of_view, fullres_geometry, lowres_geometry
+from oaplug.prepare.field_of_view import (
+    LOWRES_VOXELS,
+    choose_field_of_view,
+    fullres_geometry,
+    lowres_geometry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from oaplug.prepare.fingerprint import Fingerprint
 
 FULLRES, LOWRES = "3d_fullres", "3d_lowres"
-BATCH_SIZES = ((100_000, 16), (1_000_000, 8), (4_000_000, 4))
+BATCH_SIZES = ((100_000, 16), (LOWRES_VOXELS, 8), (4 * LOWRES_VOXELS, 4))
 """Batch size up to a number of voxels; 2 beyond."""
 
 

@@ -97,6 +97,7 @@ def _table(table: Mapping[str, Any], *, folder: Path) -> dict[str, Any]:
     shown = [index for index in range(len(columns)) if index not in hidden]
     rows = [[_cell(row, index, bounds.get(columns[index])) for index in shown] for row in table["rows"]]
     return {
+        "name": table["name"],
         "caption": table["caption"],
         "columns": [
             {"name": columns[index], "numeric": _is_numeric(table["rows"], index)} for index in shown

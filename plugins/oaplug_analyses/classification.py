@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaplug.core import metrics
+from oaplug.core.bootstrap import Estimate, estimate
 from oaplug.core.findings import Findings, Table
 from oaplug.core.predictions import TargetPredictions
 from oaplug.core.target import grade_names
 from oaplug_analyses import classification_figures as figures
-from oaplug_analyses.bootstrap import Estimate, estimate
 from oaplug_analyses.drawing import cell, model_colours, write_table
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Classification:
 
     def run(self, study: Study, folder: Path) -> Findings:
         """Measure every model on every target and draw what was found into `folder`."""
-        results = [self._measure(study, target) for target in study.targets.values()]
+        results = self.measure(study)
         known = [result for result in results if result.models]
         colours = model_colours([model.name for model in study.models])
         tables = [table for result in known for table in _tables(result, folder)]
@@ -93,10 +93,14 @@ class Classification:
         return Findings(
             title="Classification",
             summary=tuple(_sentence(result) for result in results),
-            numbers={key: value for result in known for key, value in _numbers(result).items()},
+            numbers={key: value for result in known for key, value in headline_numbers(result).items()},
             tables=tuple(tables),
             figures=tuple(drawn),
         )
+
+    def measure(self, study: Study) -> tuple[TargetResult, ...]:
+        """The results of every target, in the study's order; one without known truths has no models."""
+        return tuple(self._measure(study, target) for target in study.targets.values())
 
     def _measure(self, study: Study, target: Target) -> TargetResult:
         graded: list[Graded] = []
@@ -158,7 +162,7 @@ def measure(predictions: TargetPredictions, weights: Floats) -> dict[str, Floats
     }
 
 
-def _numbers(result: TargetResult) -> dict[str, float | None]:
+def headline_numbers(result: TargetResult) -> dict[str, float | None]:
     """Headline values by `MODEL.TARGET.METRIC`, each with `.low` and `.high`."""
     numbers: dict[str, float | None] = {}
     for graded in result.models:
@@ -197,7 +201,8 @@ def _praise(result: TargetResult, first: Graded) -> str:
     behind = _runner_up(result, first)
     verb = f"has the highest {headline}," if behind else f"reaches {headline}"
     best = _with_interval(first.estimates[result.headline], what=f"{result.confidence:.0%} interval ")
-    return f"{result.target.name}, on {result.size}: {first.model} {verb} {best}{behind}. For {first.model}, {rest}."
+    place = f"{result.target.name}, on {result.size}"
+    return f"{place}: {first.model} {verb} {best}{behind}. For {first.model}, {rest}."
 
 
 def _runner_up(result: TargetResult, first: Graded) -> str:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
     from numpy.typing import NDArray
 
+    from oaplug.core.bootstrap import Estimate
     from oaplug.core.findings import Cell, Figure
-    from oaplug_analyses.bootstrap import Estimate
     from oaplug_analyses.classification import Graded, TargetResult
 
     Floats = NDArray[np.float64]
@@ -196,7 +196,8 @@ def roc_curves(result: TargetResult, folder: Path, colours: Mapping[str, str]) -
         rows=rows,
     )
     listed = 0.3 + 0.16 * len(result.models)
-    width, height = (6.2, 3.3) if len(grades) == 1 else (2.9, 2.95 + listed)
+    beside = 1.7 + 0.065 * max(len(graded.model) for graded in result.models)
+    width, height = (3.4 + beside, 3.3) if len(grades) == 1 else (2.9, 2.95 + listed)
     canvas, axes = panels(len(grades), width_inches=width, height_inches=height)
     for one, grade in zip(axes, grades, strict=True):
         _roc_panel(one, [(g, curves[grade, g.model]) for g in result.models], colours, grade=grade)

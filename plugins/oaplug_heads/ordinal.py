@@ -58,7 +58,7 @@ class OrdinalHead(nn.Module):
         return {self.target.name: table, **derived}
 
     def score(self, logits: Mapping[str, Tensor], target: str, *, grade: int | None = None) -> Tensor:
-        """The scalar (B,) saliency differentiates: log-odds of a derived target, or a grade's log-probability."""
+        """The scalar (B,) of saliency: log-odds of a derived target, or a grade's log-probability."""
         table = self.probabilities(logits)[target].clamp(min=1e-12)
         if target in self.thresholds:
             odds = torch.log(table[:, 1]) - torch.log(table[:, 0])

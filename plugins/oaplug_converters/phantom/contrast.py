@@ -159,13 +159,13 @@ def _inside_joint(joint: Joint, *, tissue: Tissue) -> list[Painting]:
 
 
 def _femoral_marrow(joint: Joint, *, nuisance: Nuisance, disease: Disease) -> FloatArray:
-    """Signal (D,H,W) of femoral marrow: sclerosis and one lesion above the medial bearing surface."""
+    """Signal (D,H,W) of femoral marrow: sclerosis and two lesions above the medial bearing surface."""
     points, depth = joint.femur_points, -joint.femur_mm
     bearing = ramp(points.x, start=-8, stop=-16) * ramp(np.abs(points.y + 4), start=20, stop=10)
     marrow = _harden(
         nuisance.tissue, depth_mm=depth, share=bearing * (points.z < 20), extent_mm=0.7 * disease.sclerosis_mm
     )
-    return _add_lesions(marrow, points, sites=(2,), height_mm=6.0, nuisance=nuisance, disease=disease)
+    return _add_lesions(marrow, points, sites=(2, 3), height_mm=8.0, nuisance=nuisance, disease=disease)
 
 
 def _tibial_marrow(joint: Joint, *, nuisance: Nuisance, disease: Disease) -> FloatArray:
@@ -175,7 +175,7 @@ def _tibial_marrow(joint: Joint, *, nuisance: Nuisance, disease: Disease) -> Flo
     marrow = _harden(
         nuisance.tissue, depth_mm=depth, share=bearing * (points.z > -15), extent_mm=disease.sclerosis_mm
     )
-    return _add_lesions(marrow, points, sites=(0, 1), height_mm=-6.0, nuisance=nuisance, disease=disease)
+    return _add_lesions(marrow, points, sites=(0, 1), height_mm=-8.0, nuisance=nuisance, disease=disease)
 
 
 def _harden(tissue: Tissue, *, depth_mm: FloatArray, share: FloatArray, extent_mm: float) -> FloatArray:

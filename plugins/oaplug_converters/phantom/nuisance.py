@@ -12,7 +12,7 @@ WARP_TERMS = (4, 4, 4)
 BIAS_TERMS = (3, 3, 3)
 TEXTURE_TERMS = (12, 20, 20)
 OSTEOPHYTE_SITES = 10
-LESION_SITES = 3
+LESION_SITES = 4
 POCKET_SITES = 8
 
 
@@ -125,8 +125,8 @@ def _coefficients(rng: np.random.Generator, *, terms: tuple[int, ...], decay: fl
 
 def _draw_pose(rng: np.random.Generator) -> Pose:
     return Pose(
-        rotation_degrees=_triple(rng.normal(0, (5.0, 5.0, 6.0))),
-        translation_mm=_triple(rng.uniform(-1, 1, 3) * (7.0, 10.0, 14.0)),
+        rotation_degrees=_triple(rng.normal(0, (4.0, 4.0, 4.0))),
+        translation_mm=_triple(rng.uniform(-1, 1, 3) * (5.0, 6.0, 8.0)),
         scale=float(rng.uniform(0.86, 1.1)),
         flexion_degrees=float(rng.uniform(-2, 14)),
         warp_mm=np.stack(
@@ -149,7 +149,7 @@ def _draw_build(rng: np.random.Generator) -> Build:
         muscle=float(rng.uniform(0.7, 1.3)),
         effusion_mm=float(rng.uniform(1, 11)),
         cyst_mm=float(rng.uniform(-6, 11)),
-        pockets_mm=np.maximum(rng.uniform(-3, 9, POCKET_SITES), 0).astype(np.float32),
+        pockets_mm=np.maximum(rng.uniform(-5, 6, POCKET_SITES), 0).astype(np.float32),
         cortex_mm=float(rng.uniform(0.8, 1.6)),
         patella_mm=_triple((22.0, 11.0, 22.0) * rng.uniform(0.9, 1.1, 3)),
     )
@@ -158,10 +158,10 @@ def _draw_build(rng: np.random.Generator) -> Build:
 def _draw_response(rng: np.random.Generator) -> Response:
     return Response(
         loss=float(rng.normal(1, 0.04)),
-        osteophytes=rng.uniform(0.7, 1.2, OSTEOPHYTE_SITES).astype(np.float32),
+        osteophytes=rng.uniform(0.8, 1.2, OSTEOPHYTE_SITES).astype(np.float32),
         sclerosis=float(rng.uniform(0.7, 1.2)),
-        lesions=rng.uniform(0.4, 1.2, LESION_SITES).astype(np.float32),
-        lesion_offset_mm=rng.uniform(-6, 6, (LESION_SITES, 2)).astype(np.float32),
+        lesions=rng.uniform(0.75, 1.2, LESION_SITES).astype(np.float32),
+        lesion_offset_mm=rng.uniform(-8, 8, (LESION_SITES, 2)).astype(np.float32),
     )
 
 
@@ -185,8 +185,8 @@ def _draw_acquisition(rng: np.random.Generator) -> Acquisition:
     return Acquisition(
         log_bias=_coefficients(rng, terms=BIAS_TERMS, decay=1.0) * np.float32(rng.uniform(0.05, 0.2)),
         texture=_coefficients(rng, terms=TEXTURE_TERMS, decay=1.5),
-        texture_strength=float(rng.uniform(0.08, 0.25)),
-        noise_std=float(rng.uniform(0.015, 0.04)),
+        texture_strength=float(rng.uniform(0.05, 0.15)),
+        noise_std=float(rng.uniform(0.01, 0.03)),
         contrast_power=float(rng.uniform(0.85, 1.2)),
         gain=float(np.exp(rng.normal(np.log(300.0), 0.3))),
     )
