@@ -103,7 +103,7 @@ def test_subjects_are_drawn_whole_and_as_many_as_there_are():
 
 
 def test_draws_in_blocks_are_as_many_as_asked_and_repeatable(monkeypatch):
-    monkeypatch.setattr("oaplug_analyses.bootstrap.CELLS_PER_BLOCK", 25)
+    monkeypatch.setattr("oaplug.core.bootstrap.CELLS_PER_BLOCK", 25)
     first = list(subject_weights(list("abcdef"), resamples=10, seed=1))
     again = list(subject_weights(list("abcdef"), resamples=10, seed=1))
     assert [len(block) for block in first] == [4, 4, 2]

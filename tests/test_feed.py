@@ -32,7 +32,7 @@ def smooth_volume(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 def sample_with_scipy(volume: np.ndarray, *, degrees: tuple[float, float, float], scale: float,
                       shift: np.ndarray, mirrored: tuple[bool, bool, bool]) -> np.ndarray:  # fmt: skip
-    """The same motion by scipy: output voxel -> input voxel about the centre, shift in voxels of the input."""
+    """The same motion by scipy: output voxel -> input voxel about the centre."""
     center = (np.array(volume.shape) - 1) / 2
     matrix = np.eye(3)
     for axis, angle in enumerate(degrees):

@@ -149,11 +149,6 @@ def test_another_number_of_schemes_than_channels_is_refused():
         prepare_volume(volume_of(knee(channels=3)), configuration, side=None)
 
 
-def test_leaving_images_in_their_own_orientation_is_refused():
-    with pytest.raises(PlanError, match="canonical_orientation must be true"):
-        prepare_volume(volume_of(knee()), replace(LOWRES, canonical_orientation=False), side=None)
-
-
 def test_bias_correction_removes_a_slow_drift():
     """N4 brings a drifting ball back to the flat one, up to the gain that it cannot know."""
     shape = (16, 19, 18)

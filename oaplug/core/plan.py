@@ -26,7 +26,6 @@ class Configuration:
     size_voxels: tuple[int, int, int]
     fit: Literal["pad_crop", "stretch"] = "pad_crop"
     crop: Literal["nonzero", "none"] = "nonzero"
-    canonical_orientation: bool = True
     mirror_left: bool = True
     bias_correction: Literal["none", "n4"] = "none"
     anti_aliasing: bool = True

@@ -130,8 +130,6 @@ def _preprocessing_reasons(description: DatasetDescription, fingerprint: Fingerp
         "fit": "a fixed field of view, centred on content, keeps sizes comparable; 'stretch' "
         "would bring every image to the same size whatever its extent",
         "crop": "zeros around the content say nothing; extents are measured without them",
-        "canonical_orientation": "axes mean the same everywhere: D left to right, H posterior to anterior, "
-        "W inferior to superior",
         "mirror_left": _mirror_reason(fingerprint),
         "bias_correction": "none: N4 is an iterative fit to every image, and has to show its gain on your "
         "data; set 'n4' to follow a study that used it",

@@ -57,8 +57,6 @@ def prepare_volume(volume: Volume, configuration: Configuration, *, side: Side |
 def check_configuration(configuration: Configuration, *, channels: int) -> None:
     """Raise PlanError where a configuration cannot be applied to images of so many channels."""
     schemes_for(configuration.normalization, channels=channels)
-    if not configuration.canonical_orientation:
-        raise PlanError("canonical_orientation must be true: images are always read in RAS+ axes")
 
 
 def _resampled(volume: Volume, configuration: Configuration) -> Volume:

@@ -150,7 +150,7 @@ def _check_preprocessed(request: FoldRequest, cases: Sequence[Case]) -> None:
         if read_record(path).configuration != wanted:
             raise PlanError(
                 f"case {case.case_id} was preprocessed with other settings than {name!r} "
-                "of the plan has now; run oaplug_preprocess again, and change geometry in the plan, not by --set"
+                "of the plan has now; run oaplug_preprocess again (change geometry in the plan, not by --set)"
             )
 
 

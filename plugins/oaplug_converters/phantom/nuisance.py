@@ -125,8 +125,8 @@ def _coefficients(rng: np.random.Generator, *, terms: tuple[int, ...], decay: fl
 
 def _draw_pose(rng: np.random.Generator) -> Pose:
     return Pose(
-        rotation_degrees=_triple(rng.normal(0, (4.0, 4.0, 4.0))),
-        translation_mm=_triple(rng.uniform(-1, 1, 3) * (5.0, 6.0, 8.0)),
+        rotation_degrees=_triple(rng.normal(0, (5.0, 5.0, 6.0))),
+        translation_mm=_triple(rng.uniform(-1, 1, 3) * (7.0, 10.0, 14.0)),
         scale=float(rng.uniform(0.86, 1.1)),
         flexion_degrees=float(rng.uniform(-2, 14)),
         warp_mm=np.stack(
@@ -149,7 +149,7 @@ def _draw_build(rng: np.random.Generator) -> Build:
         muscle=float(rng.uniform(0.7, 1.3)),
         effusion_mm=float(rng.uniform(1, 11)),
         cyst_mm=float(rng.uniform(-6, 11)),
-        pockets_mm=np.maximum(rng.uniform(-5, 6, POCKET_SITES), 0).astype(np.float32),
+        pockets_mm=np.maximum(rng.uniform(-3, 9, POCKET_SITES), 0).astype(np.float32),
         cortex_mm=float(rng.uniform(0.8, 1.6)),
         patella_mm=_triple((22.0, 11.0, 22.0) * rng.uniform(0.9, 1.1, 3)),
     )
