@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oaplug.core.errors import PlanError
 from oaplug.prepare.geometry import (
     box_center,
     crop,
