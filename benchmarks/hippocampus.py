@@ -2,22 +2,22 @@
 
     python benchmarks/hippocampus.py SOURCE [--work FOLDER] [--seeds 3]
 
-SOURCE is the Medical Segmentation Decathlon's Task04 in nnU-Net's layout with a grades.csv (see
-examples/hippocampus/README.md). Every network goes through oaplug's own commands: plan, preprocess, train on all
+SOURCE is the Medical Segmentation Decathlon's Task04 in nnU-Net's layout with a grades.csv (see the README of
+examples/hippocampus). Every network goes through oaplug's own commands: plan, preprocess, train on all
 training cases, predict the test images. Folders in FOLDER that are finished are used again.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
+import csv
 import sys
 from pathlib import Path
 
 import numpy as np
+from chain import call, command, kappa, make_environment, print_row, train_and_predict
 from sklearn.linear_model import Ridge
-from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
@@ -56,7 +56,7 @@ def main() -> None:
                 environment,
             )
         command("plan_and_preprocess", "-d", number, environment=environment)
-    print(f"{'':<28}{'test QWK':>22}{'test AUC (grade >= 2)':>26}")
+    print(f"{'':<30}{'test QWK':>26}{'test AUC (grade >= 2)':>26}")
     print_controls(arguments.work)
     for name, head in HEADS.items():
         scores = [
@@ -70,28 +70,10 @@ def main() -> None:
     print_row("blank content, dual", blank)
 
 
-def make_environment(work: Path) -> dict[str, str]:
-    folders = {f"oaplug_{name}": str((work / name).resolve()) for name in ("raw", "preprocessed", "results")}
-    (work / "raw").mkdir(parents=True, exist_ok=True)
-    return os.environ | folders
-
-
-def call(arguments: list, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        list(map(str, arguments)), env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, arguments))}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
-def command(verb: str, *arguments: object, environment: dict[str, str]) -> None:
-    call([sys.executable, "-m", "oaplug", verb, *arguments], environment)
-
-
 def example_settings() -> list[str]:
-    """The --set options of the example's guide, so that both say the same."""
+    """The settings of the example's guide, so that both say the same."""
     lines = (EXAMPLE / "settings.txt").read_text(encoding="utf-8").splitlines()
-    return [part for line in lines if line and not line.startswith("#") for part in ("--set", line)]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def train_and_score(
@@ -99,32 +81,19 @@ def train_and_score(
 ) -> tuple[float, float]:
     """Train on all training cases with one seed (unless done), predict the test images, score them."""
     dataset = next((work / "raw").glob(f"Dataset{number:03d}_*")).name
-    name = f"resnet3d-{head[1]}{'_' + head[3] if len(head) > 2 else ''}__oaplugPlans__3d_lowres__seed{seed}"
-    model = work / "results" / dataset / name
-    table = model / "predictions" / "imagesTs" / "predictions.csv"
-    if not table.is_file():
-        options = [*example_settings(), "--set", f"training.seed={seed}", "--tag", f"seed{seed}"]
-        if not (model / "fold_all" / "checkpoint_final.safetensors").is_file():
-            again = ["--c"] if (model / "fold_all" / "checkpoint_latest.safetensors").is_file() else []
-            command("train", number, "3d_lowres", "all", *head, *options, *again, environment=environment)
-        images = work / "raw" / dataset / "imagesTs"
-        command("predict_from_modelfolder", "-m", model, "-i", images, environment=environment)
+    table = train_and_predict(
+        work, dataset=dataset, head=head, settings=example_settings(), seed=seed, environment=environment
+    )
     return score_table(table)
 
 
 def score_table(path: Path) -> tuple[float, float]:
     """QWK of the grade and AUC of grade >= 2, by scikit-learn from the written table."""
-    import csv
-
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     truth = np.array([int(row["grade_true"]) for row in rows])
     predicted = np.array([int(row["grade_pred"]) for row in rows])
     score = np.array([float(row["large_prob_1"]) for row in rows])
     return kappa(truth, predicted), float(roc_auc_score(truth >= 2, score))
-
-
-def kappa(truth: np.ndarray, predicted: np.ndarray) -> float:
-    return float(cohen_kappa_score(truth, predicted, weights="quadratic", labels=list(range(5))))
 
 
 def print_controls(work: Path) -> None:
@@ -151,14 +120,6 @@ def print_controls(work: Path) -> None:
         "shape of the crop",
         [(kappa(grades["test"], rounded), float(roc_auc_score(grades["test"] >= 2, value)))],
     )
-
-
-def print_row(name: str, scores: list[tuple[float, float]]) -> None:
-    columns = []
-    for values in zip(*scores, strict=True):
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-        columns.append(f"{np.mean(values):.3f}{spread}")
-    print(f"{name:<28}{columns[0]:>22}{columns[1]:>26}", flush=True)
 
 
 if __name__ == "__main__":
