@@ -171,16 +171,19 @@ def test_an_override_that_is_off_is_refused_with_the_key_or_its_nearest_name(tmp
         resolve(tmp_path, **{key: value})
 
 
-def test_a_run_folder_comes_back_and_refuses_other_settings(tmp_path):
+def test_a_run_folder_comes_back_and_refuses_other_settings_once_a_fold_is_trained(tmp_path):
     run = resolve(tmp_path, target="oa")
     write_run(tmp_path / "run", run, fingerprint={"schema": 1})
     again = read_run(tmp_path / "run")
     assert again == run
+    other = resolve(tmp_path, target="oa", **{"training.epochs": 3})
+    write_run(tmp_path / "run", other, fingerprint=None)  # nothing is trained yet: settings may still change
+    write_run(tmp_path / "run", run, fingerprint=None)
+    assert read_run(tmp_path / "run") == run
+    save_checkpoint(tmp_path / "run" / "fold_0" / "checkpoint_latest.safetensors", Checkpoint(network={}))
     write_run(tmp_path / "run", run, fingerprint=None)
     with pytest.raises(PlanError, match=r"plan\.training\.epochs.*--tag"):
-        write_run(
-            tmp_path / "run", resolve(tmp_path, target="oa", **{"training.epochs": 3}), fingerprint=None
-        )
+        write_run(tmp_path / "run", other, fingerprint=None)
 
 
 def test_model_names_say_which_target_a_single_head_answers(tmp_path):

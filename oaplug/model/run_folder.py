@@ -61,11 +61,11 @@ def run_to_json(run: RunDescription) -> dict[str, Any]:
 def write_run(folder: Path, run: RunDescription, *, fingerprint: Any) -> None:
     """Write plans.json, dataset.json, dataset_fingerprint.json and provenance.json of a new run folder.
 
-    Raises PlanError where the folder holds a run with other settings: those are never mixed.
+    Raises PlanError where the folder holds trained folds with other settings: those are never mixed.
     """
     path = folder / "plans.json"
     content = run_to_json(run)
-    if path.is_file():
+    if path.is_file() and any(folder.glob("fold_*/checkpoint_*")):
         _refuse_difference(read_json(path, error=PlanError), content, path=path)
         return
     write_json(folder / "dataset.json", description_to_json(run.description))

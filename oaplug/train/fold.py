@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from oaplug.core.artifacts import digest_of_json, make_folder, read_json, write_json
-from oaplug.core.errors import CheckpointError, PlanError
+from oaplug.core.errors import CheckpointError, PlanError, nearest
 from oaplug.core.evaluation import default_best_metric, table_metrics
 from oaplug.core.leak import trained_on
+from oaplug.core.metrics import METRIC_NAMES
 from oaplug.core.predictions import write_predictions, write_trained_on
 from oaplug.core.seeds import derive_seed
 from oaplug.core.settings import to_mapping
 from oaplug.feed.source import BatchSource, VolumeStore, balanced_weights
 from oaplug.model.precision import choose_precision
 from oaplug.model.run_folder import RunDescription, build_network, run_to_json, targets_of_run
+from oaplug.plug.registry import parse_options
 from oaplug.plug.specs import CallbackSpec
 from oaplug.prepare.store import read_record
 from oaplug.train.logbook import open_log_file
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from oaplug.core.case import Case
     from oaplug.core.target import Target
+    from oaplug.plug.protocols import Callback
     from oaplug.plug.registry import Registry
     from oaplug.prepare.folder import PreprocessedFolder
     from oaplug.prepare.splits import Fold
@@ -69,7 +72,7 @@ def train_fold(
             trainer.resume()
         if not request.validate_only:
             trainer.train()
-        if request.split.val:
+        if trainer.job.validation is not None:
             _write_validation(trainer, folder)
     finally:
         logging.getLogger("oaplug").removeHandler(handler)
@@ -127,9 +130,9 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         folder=folder,
         fold=request.fold,
         model=model_name(run.choices),
-        best_metric=default_best_metric(targets) if settings.best_metric == "auto" else settings.best_metric,
+        best_metric=_best_metric(settings.best_metric, targets),
         run=run_to_json(run),
-        callbacks=[registry.spec(CallbackSpec, n).build({}, folder=folder) for n in request.callbacks],
+        callbacks=[_build_callback(registry.spec(CallbackSpec, n), folder) for n in request.callbacks],
     )
     _check_preprocessed(request, [*training, *validation])
     _remember_cases(request, folder, training)
@@ -160,6 +163,21 @@ def _remember_cases(request: FoldRequest, folder: Path, cases: Sequence[Case]) -
     digests = [d for c in cases for d in read_record(request.data.record_path(identifier, c.case_id)).inputs]
     key = read_json(request.folder / "provenance.json", error=CheckpointError)["leak_key"]
     write_trained_on(folder / "trained_on.json", trained_on([c.subject_id for c in cases], digests, key))
+
+
+def _build_callback(spec: CallbackSpec, folder: Path) -> Callback:
+    return spec.build(parse_options(spec, {}), folder=folder)
+
+
+def _best_metric(name: str, targets: Mapping[str, Target]) -> str:
+    """The metric that chooses the best epoch; raises PlanError for one that is not computed."""
+    if name == "auto":
+        return default_best_metric(targets)
+    target, _, metric = name.partition(".")
+    choices = [f"{t}.{m}" for t in targets for m in METRIC_NAMES if m != "mae"]
+    if name not in choices or (metric == "qwk" and len(targets[target].grades) == 2):
+        raise PlanError(f"training.best_metric: no metric {name!r}{nearest(name, choices)}")
+    return name
 
 
 def usable_cases(

@@ -117,9 +117,9 @@ class Trainer:
         self.logbook.add(record, last=self.next_epoch == self.job.settings.epochs)
         log.info("%s", describe(record, self.job))
         self._notify(record)
-        self._save("latest")
         if improved:
-            self._save("best")
+            self._save("best")  # first, because the latest says that this one is there
+        self._save("latest")
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         self.network.train()
