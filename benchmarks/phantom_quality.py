@@ -3,8 +3,9 @@
     python benchmarks/phantom_quality.py [--work FOLDER] [--cases 640] [--seeds 3]
 
 The networks go through oaplug's own commands: phantom, plan, preprocess, train on all training cases,
-predict the test images. Folders in FOLDER that are finished are used again. The baselines get the same preprocessed
-volumes: an intensity histogram, the box of the content, the image shrunk to 8x8x8, and the order of the files.
+predict the test images. Folders in FOLDER that are finished are used again. The baselines get the same
+preprocessed volumes: an intensity histogram, the box of the content, the image shrunk to 8x8x8, and
+the order of the files.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def write_run(folder: Path, run: RunDescription, *, fingerprint: Any) -> None:
     write_json(folder / "dataset.json", description_to_json(run.description))
     if fingerprint is not None:
         write_json(folder / "dataset_fingerprint.json", fingerprint)
-    write_json(folder / "provenance.json", _provenance())
+    write_json(folder / "provenance.json", {**_provenance(), "leak_key": _leak_key(folder)})
     write_json(path, content)
 
 
@@ -107,8 +107,13 @@ def _provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "leak_key": secrets.token_hex(16),
     }
+
+
+def _leak_key(folder: Path) -> str:
+    """The key of the leak guard: the one that is there, as another fold may be in training already."""
+    path = folder / "provenance.json"
+    return str(read_json(path)["leak_key"]) if path.is_file() else secrets.token_hex(16)
 
 
 def read_run(folder: Path) -> RunDescription:

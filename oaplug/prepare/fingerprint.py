@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from oaplug.core.artifacts import check_schema, read_json, write_json
-from oaplug.core.errors import DatasetError, OaplugError
+from oaplug.core.errors import DatasetError
 from oaplug.core.settings import from_mapping, to_mapping
 from oaplug.core.target import MISSING, grade_names
 from oaplug.prepare.geometry import nonzero_box
+from oaplug.prepare.pool import for_each_case
 from oaplug.prepare.reading import Grid, check_same_grid, read_image, read_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,8 +26,7 @@ if TYPE_CHECKING:
     from oaplug.core.dataset import Dataset
     from oaplug.core.target import Target
     from oaplug.core.volume import Volume
-
-    Progress = Callable[[int, int, str], None]
+    from oaplug.prepare.pool import Progress
 
 FINGERPRINT_SCHEMA = 1
 FINGERPRINT_FILE = "dataset_fingerprint.json"
@@ -104,12 +101,8 @@ def extract_fingerprint(dataset: Dataset, *, processes: int, progress: Progress 
     cases = sorted(dataset.of_split("train"), key=lambda case: case.case_id)
     if not cases:
         raise DatasetError(f"{dataset.folder}: no training cases; put images into imagesTr")
-    measured: dict[str, CaseMeasurement] = {}
-    for case, measurement in _measure_all(cases, processes=processes):
-        measured[case.case_id] = measurement
-        if progress is not None:
-            progress(len(measured), len(cases), case.case_id)
-    measurements = [measured[case.case_id] for case in cases]
+    tasks = {case.case_id: case for case in cases}
+    measurements = list(for_each_case(measure_case, tasks, processes=processes, progress=progress).values())
     if not any(m.channels for m in measurements):
         raise DatasetError(
             f"{dataset.folder}: no training case has foreground (mask > 0, or non-zero voxels where "
@@ -129,24 +122,6 @@ def extract_fingerprint(dataset: Dataset, *, processes: int, progress: Progress 
         grade_counts=grade_counts,
         missing_labels=missing_labels,
     )
-
-
-def _measure_all(cases: Sequence[Case], *, processes: int) -> Iterator[tuple[Case, CaseMeasurement]]:
-    """Every case with its measurement, as they come; the first failure cancels what has not started."""
-    if processes <= 1:
-        yield from ((case, measure_case(case)) for case in cases)
-        return
-    pool = ProcessPoolExecutor(min(processes, len(cases)), mp_context=get_context("spawn"))
-    try:
-        waiting = {pool.submit(measure_case, case): case for case in cases}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-    except BrokenProcessPool:
-        raise OaplugError(
-            "a worker process was killed, most likely for want of memory; use fewer with -np"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def measure_case(case: Case) -> CaseMeasurement:

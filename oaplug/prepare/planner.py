@@ -50,7 +50,8 @@ def plan_experiment(
     to `size_multiple`. Raises PlanError where the fingerprint is of other channels, or a given size is
     not a multiple of `size_multiple`.
     """
-    _check_request(description, fingerprint, size_voxels=size_voxels, size_multiple=size_multiple)
+    _check_channels(description, fingerprint)
+    _check_geometry(spacing_mm, size_voxels, size_multiple=size_multiple)
     view = choose_field_of_view(fingerprint)
     full = fullres_geometry(
         fingerprint, view, spacing_mm=spacing_mm, size_voxels=size_voxels, size_multiple=size_multiple
@@ -78,20 +79,23 @@ def plan_experiment(
     )
 
 
-def _check_request(
-    description: DatasetDescription,
-    fingerprint: Fingerprint,
-    *,
-    size_voxels: Size | None,
-    size_multiple: Size,
-) -> None:
+def _check_channels(description: DatasetDescription, fingerprint: Fingerprint) -> None:
     named, measured = len(description.channel_names), fingerprint.num_channels
     if named != measured:
         raise PlanError(
             f"{description.name}: dataset.json names {named} channels but the fingerprint has {measured}; "
             "run oaplug_extract_fingerprint again"
         )
-    if size_voxels is not None and any(n % m for n, m in zip(size_voxels, size_multiple, strict=True)):
+
+
+def _check_geometry(spacing_mm: Triple | None, size_voxels: Size | None, *, size_multiple: Size) -> None:
+    if spacing_mm is not None and min(spacing_mm) <= 0:
+        raise PlanError(f"the spacing must be positive along D, H and W, got {spacing_mm} mm")
+    if size_voxels is None:
+        return
+    if min(size_voxels) < 1:
+        raise PlanError(f"the size must be positive along D, H and W, got {size_voxels} voxels")
+    if any(n % m for n, m in zip(size_voxels, size_multiple, strict=True)):
         raise PlanError(f"the size {size_voxels} must be a multiple of {size_multiple} along D, H and W")
 
 

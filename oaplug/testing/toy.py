@@ -1,4 +1,4 @@
-"""Toy datasets in nnU-Net's layout: small images of a blob whose size follows the grade, so it can be learnt."""
+"""Toy datasets in nnU-Net's layout: small images of a blob whose size follows the grade."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from oaplug.core.artifacts import make_folder, write_json
-from oaplug.core.case import Case
+from oaplug.core.case import Case, Side
 from oaplug.core.case_table import FIXED_COLUMNS, case_record, write_case_table
 from oaplug.core.converter import RawFolder
 from oaplug.core.dataset import DatasetDescription, description_to_json
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from oaplug.core.case import SplitName
+
 
 Kind = Literal["hierarchy", "binary", "unlabelled"]
 Size = tuple[int, int, int]
@@ -39,6 +40,7 @@ TEST_PAIRS = 4
 """Of so many pairs of cases in a row, the last is in the test split."""
 
 _TARGETS: dict[str, Mapping[str, Target]] = {"hierarchy": HIERARCHY, "binary": BINARY, "unlabelled": {}}
+_SIDES: tuple[Side, Side] = ("R", "L")
 _RADIUS_RANGE = (0.35, 0.85)
 _TISSUE, _BLOB, _NOISE_STD = 60.0, 200.0, 8.0
 
@@ -72,28 +74,25 @@ def write_toy_dataset(
         cases: how many.
         shape: voxels along D, H and W (RAS+).
         channels: image files per case; in every other one the blob is dark on bright tissue.
-        kind: "hierarchy" has the targets kl (0 to 4) and oa = kl >= 2, of which some are missing; "binary" has
-            the target disease (no or yes) and nothing else; "unlabelled" is plain nnU-Net, without cases.csv.
+        kind: "hierarchy" has the targets kl (0 to 4) and oa = kl >= 2, of which some are missing; "binary"
+            has the target disease (no or yes) and no more; "unlabelled" is plain nnU-Net, without cases.csv.
         with_masks: the blob as a mask (default: for all but "binary").
         with_sides: every other case is a left one, which mirrors a right one (default: for "hierarchy").
         with_subjects: some subjects have two cases, at two visits (default: for "hierarchy").
         seed: another one gives other noise and another order of grades.
     """
-    whole = kind == "hierarchy"
-    targets = _TARGETS[kind]
+    targets, is_hierarchy = _TARGETS[kind], kind == "hierarchy"
     drawing = _Drawing(
         shape=shape,
         channels=channels,
         seed=seed,
         with_masks=kind != "binary" if with_masks is None else with_masks,
     )
-    description = _describe(folder.name, targets, channels=channels)
     columns = ["case_id", *targets]
-    if with_sides is None and whole or with_sides:
-        columns.append("side")
-    if with_subjects is None and whole or with_subjects:
-        columns += ["subject_id", "visit"]
-    severities = _draw_severities(cases, levels=max([len(t.grades) for t in targets.values()] or [5]), seed=seed)
+    columns += ["side"] if (is_hierarchy if with_sides is None else with_sides) else []
+    columns += ["subject_id", "visit"] if (is_hierarchy if with_subjects is None else with_subjects) else []
+    description = _describe(folder.name, targets, channels=channels)
+    severities = _draw_severities(cases, targets, seed=seed)
     raw = RawFolder(make_folder(folder))
     made = [_make_case(i, s, targets, columns=columns) for i, s in enumerate(severities)]
     for case, severity in zip(made, severities, strict=True):
@@ -113,16 +112,15 @@ def _describe(name: str, targets: Mapping[str, Target], *, channels: int) -> Dat
     )
 
 
-def _draw_severities(cases: int, *, levels: int, seed: int) -> list[float]:
-    """A severity from 0 to 1 per case: `levels` equal steps, equally frequent, in a drawn order."""
+def _draw_severities(cases: int, targets: Mapping[str, Target], *, seed: int) -> list[float]:
+    """A severity from 0 to 1 per case: one step per grade, equally frequent, in a drawn order."""
+    levels = max((len(target.grades) for target in targets.values()), default=5)
     steps = np.arange(cases) % levels / (levels - 1)
     shuffled: list[float] = random_generator(seed, "toy severities").permutation(steps).tolist()
     return shuffled
 
 
-def _make_case(
-    index: int, severity: float, targets: Mapping[str, Target], *, columns: Sequence[str]
-) -> Case:
+def _make_case(index: int, severity: float, targets: Mapping[str, Target], *, columns: Sequence[str]) -> Case:
     case_id = f"toy_{index:03d}"
     has_visits = "visit" in columns and index // 2 % 3 == 0
     split: SplitName = "test" if index // 2 % TEST_PAIRS == TEST_PAIRS - 1 else "train"
@@ -130,7 +128,7 @@ def _make_case(
         case_id=case_id,
         subject_id=f"person_{index // 2:03d}" if has_visits else case_id,
         visit=("baseline", "later")[index % 2] if has_visits else "",
-        side=("R", "L")[index % 2] if "side" in columns else None,  # type: ignore[arg-type]
+        side=_SIDES[index % 2] if "side" in columns else None,
         images=(),
         split=split,
         labels=_grades_of(index, severity, targets),

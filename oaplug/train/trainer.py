@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from oaplug.core.errors import OaplugError
+from oaplug.core.errors import CheckpointError, OaplugError
 from oaplug.core.evaluation import prediction_table, table_metrics
 from oaplug.core.seeds import derive_seed
 from oaplug.model.checkpoint import (
@@ -89,6 +89,11 @@ class Trainer:
         self.next_epoch, self.best = int(progress["next_epoch"]), progress["best"]
         self._scaler.load_state_dict(progress["scaler"])
         self.logbook = Logbook(self.job.folder, progress["records"])
+        if len(progress["callbacks"]) != len(self.job.callbacks):
+            raise CheckpointError(
+                f"{path} is of a training with {len(progress['callbacks'])} callbacks, not "
+                f"{len(self.job.callbacks)}; continue it with the same --callback options"
+            )
         for callback, state in zip(self.job.callbacks, progress["callbacks"], strict=True):
             callback.load_state_dict(state)
         log.info("resuming at epoch %d of %d", self.next_epoch, self.job.settings.epochs)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from oaplug.core.errors import PluginError
 from oaplug.plug import CallbackSpec, NoOptions, hookimpl
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class TensorBoardCallback:
 
 
 def _build_tensorboard(_options: NoOptions, *, folder: Path) -> TensorBoardCallback:
+    if find_spec("tensorboard") is None:
+        raise PluginError("the callback tensorboard needs another package; pip install 'oaplug[tracking]'")
     return TensorBoardCallback(folder)
 
 

@@ -63,7 +63,7 @@ def _build_ordinal(options: OrdinalOptions, **context: Any) -> HeadStrategy:
 
 
 def _needs_hierarchy(targets: Mapping[str, Target]) -> str | None:
-    if any(t.is_derived for t in targets.values()):
+    if any(t.derived_from in targets for t in targets.values()):
         return None
     return "it needs a target derived from another (such as oa = kl >= 2); use the head 'single'"
 

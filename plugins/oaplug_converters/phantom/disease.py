@@ -30,5 +30,5 @@ def disease_at(severity: float, *, response: Response) -> Disease:
         lateral_left=max(1 - 0.1 * response.loss * severity, 0.03),
         osteophytes_mm=np.float32(2.1 * max(severity - 0.6, 0)) * response.osteophytes,
         sclerosis_mm=0.9 * response.sclerosis * max(severity - 1.5, 0),
-        lesions_mm=np.float32(2.0 * max(severity - 1.2, 0)) * response.lesions,
+        lesions_mm=np.float32(1.6 * max(severity - 0.8, 0)) * response.lesions,
     )

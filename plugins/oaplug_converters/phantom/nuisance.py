@@ -60,7 +60,7 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Tissue:
-    """Signal of each tissue in a water-excited DESS image, relative to fluid of a typical knee; film: medial, lateral."""
+    """Signal of each tissue in water-excited DESS, where typical fluid is 1; film: medial and lateral."""
 
     fluid: float
     film: tuple[float, float]
@@ -126,7 +126,7 @@ def _coefficients(rng: np.random.Generator, *, terms: tuple[int, ...], decay: fl
 def _draw_pose(rng: np.random.Generator) -> Pose:
     return Pose(
         rotation_degrees=_triple(rng.normal(0, (5.0, 5.0, 6.0))),
-        translation_mm=_triple(rng.uniform(-1, 1, 3) * (7.0, 10.0, 14.0)),
+        translation_mm=_triple(rng.uniform(-1, 1, 3) * (8.0, 11.0, 14.0)),
         scale=float(rng.uniform(0.86, 1.1)),
         flexion_degrees=float(rng.uniform(-2, 14)),
         warp_mm=np.stack(
@@ -149,7 +149,7 @@ def _draw_build(rng: np.random.Generator) -> Build:
         muscle=float(rng.uniform(0.7, 1.3)),
         effusion_mm=float(rng.uniform(1, 11)),
         cyst_mm=float(rng.uniform(-6, 11)),
-        pockets_mm=np.maximum(rng.uniform(-3, 9, POCKET_SITES), 0).astype(np.float32),
+        pockets_mm=np.maximum(rng.uniform(-3, 10, POCKET_SITES), 0).astype(np.float32),
         cortex_mm=float(rng.uniform(0.8, 1.6)),
         patella_mm=_triple((22.0, 11.0, 22.0) * rng.uniform(0.9, 1.1, 3)),
     )
@@ -185,7 +185,7 @@ def _draw_acquisition(rng: np.random.Generator) -> Acquisition:
     return Acquisition(
         log_bias=_coefficients(rng, terms=BIAS_TERMS, decay=1.0) * np.float32(rng.uniform(0.05, 0.2)),
         texture=_coefficients(rng, terms=TEXTURE_TERMS, decay=1.5),
-        texture_strength=float(rng.uniform(0.05, 0.15)),
+        texture_strength=float(rng.uniform(0.06, 0.2)),
         noise_std=float(rng.uniform(0.01, 0.03)),
         contrast_power=float(rng.uniform(0.85, 1.2)),
         gain=float(np.exp(rng.normal(np.log(300.0), 0.3))),
