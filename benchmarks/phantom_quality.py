@@ -28,9 +28,12 @@ DATASET = "Dataset902_KneePhantom"
 SETTINGS = [
     "backbone.width=8",
     "backbone.dilated=false",
-    "training.epochs=20",
+    "training.epochs=16",
     "training.batch_size=8",
     "training.learning_rate=0.004",
+    "training.weight_decay=0.01",
+    "augmentation.rotation_probability=0",
+    "augmentation.scale_probability=0",
 ]
 
 

@@ -2,7 +2,7 @@
 
     python make_dataset.py SOURCE RAW_FOLDER [--blank]
 
-SOURCE is the task in nnU-Net's layout (imagesTr, labelsTr, imagesTs, labelsTs, dataset.json) with a grades.csv
+SOURCE is the task in nnU-Net's layout (imagesTr, labelsTr, imagesTs, labelsTs) with a grades.csv
 (case_id, split, grade): a grade from 0 to 4 for every case. --blank writes a second dataset whose images keep
 their size but not their content: a network that still grades those has found a shortcut.
 """
@@ -24,7 +24,9 @@ FOLDERS = {"train": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
 
 def main() -> None:
     """Write Dataset004_Hippocampus (or Dataset005_HippocampusBlank) below RAW_FOLDER."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("raw_folder", type=Path)
     parser.add_argument("--blank", action="store_true")

@@ -47,9 +47,8 @@ def run_command(
         print(f"{parser.prog}: {failure}", file=sys.stderr)
         return USER_ERROR
     except OSError as failure:
-        if failure.filename is None:
-            raise
-        print(f"{parser.prog}: {failure.filename}: {failure.strerror}", file=sys.stderr)
+        place = f"{failure.filename}: " if failure.filename else ""
+        print(f"{parser.prog}: {place}{failure.strerror or failure}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; what was finished is kept", file=sys.stderr)

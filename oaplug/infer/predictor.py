@@ -197,6 +197,12 @@ def _load_fold(folder: Path, run: RunDescription, checkpoint: str, *, precision:
 
 
 def _join(seen: Sequence[TrainedOn]) -> TrainedOn:
+    """What any of the folds was trained on; their hashes are of one key, the run's."""
+    if len({fold.key for fold in seen}) > 1:
+        raise CheckpointError(
+            "the folds' trained_on.json were written with different keys, so leaks would go unseen; "
+            "predict with one fold (-f), or train the folds in one model folder"
+        )
     return TrainedOn(
         key=seen[0].key,
         subjects=frozenset().union(*(s.subjects for s in seen)),
