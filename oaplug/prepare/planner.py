@@ -212,7 +212,7 @@ def _augmentation_reasons() -> dict[str, str]:
         "mirror_axes": "none: mirroring D would swap medial and lateral, and mirroring H or W makes an "
         "anatomy that does not occur",
         "rotation_degrees": "small: patients are positioned alike",
-        "scale_range": "people differ in size by about a tenth; set scale_probability to 0 where absolute size "
+        "scale_range": "people differ in size by about a tenth; set scale_probability to 0 where size itself "
         "is what is graded",
         "shift_fraction": "small: images are centred on their content",
         "noise_std": "in units of an image's standard deviation, because it comes after normalisation",
