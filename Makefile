@@ -48,7 +48,7 @@ demo: export oaplug_results := $(CURDIR)/$(DEMO)/results
 # A small network and few epochs, so that two cores need minutes; a real training keeps the defaults.
 SMALL := --set backbone.width=16 --set backbone.dilated=false --set training.epochs=20 --set training.learning_rate=0.004
 
-PREFIX = awk '{ print "[$(1)] " $$0; fflush() }'
+PREFIX = while IFS= read -r line; do echo "[$(1)] $$line"; done
 
 $(MADE)/raw: | $(INSTALLED)
 	rm -rf $(DEMO)/raw
