@@ -46,13 +46,13 @@ demo: export oaplug_preprocessed := $(CURDIR)/$(DEMO)/preprocessed
 demo: export oaplug_results := $(CURDIR)/$(DEMO)/results
 
 # A small network and few epochs, so that two cores need minutes; a real training keeps the defaults.
-SMALL := --set backbone.width=16 --set backbone.dilated=false --set training.epochs=20 --set training.learning_rate=0.004
+SMALL := --set backbone.width=16 --set backbone.dilated=false --set training.epochs=16 --set training.learning_rate=0.004
 
 PREFIX = while IFS= read -r line; do echo "[$(1)] $$line"; done
 
 $(MADE)/raw: | $(INSTALLED)
 	rm -rf $(DEMO)/raw
-	$(BIN)/oaplug_make_phantom -d 901 --cases 240 --seed 0
+	$(BIN)/oaplug_make_phantom -d 901 --cases 200 --seed 0
 	mkdir -p $(MADE) && touch $@
 
 $(MADE)/preprocessed: $(MADE)/raw

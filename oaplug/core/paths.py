@@ -55,7 +55,10 @@ def find_dataset(root: Path, dataset: str) -> Path:
     Raises PathError naming what is there when none or several match.
     """
     if not root.is_dir():
-        raise PathError(f"the folder {root} does not exist")
+        raise PathError(
+            f"the folder {root} does not exist; run the step before this one, "
+            "or check oaplug_raw, oaplug_preprocessed and oaplug_results"
+        )
     known = {path.name: path for path in sorted(root.iterdir()) if _DATASET_NAME.fullmatch(path.name)}
     matches = [path for name, path in known.items() if _matches(name, dataset)]
     if len(matches) == 1:
