@@ -9,7 +9,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import nn
 
 if TYPE_CHECKING:
-    from oaplug_backbones import ResNet3dOptions
+    from oaplug_backbones.options import ResNet3dOptions
 
 _BLOCKS = {
     10: ("basic", [1, 1, 1, 1]),
