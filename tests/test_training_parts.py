@@ -96,7 +96,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_
         tmp_path / "c.safetensors",
         Checkpoint(
             network=half.state_dict(),
-            optimizer=optimizer_tensors(half_optimizer),
+            training=optimizer_tensors(half_optimizer),
             progress={"next": [3, None]},
         ),
     )
@@ -104,7 +104,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_
     checkpoint = load_checkpoint(path)
     assert checkpoint.progress == {"next": [3, None]}
     load_network(resumed, checkpoint, path=path)
-    load_optimizer(resumed_optimizer, checkpoint.optimizer)
+    load_optimizer(resumed_optimizer, checkpoint.training)
     train(resumed, resumed_optimizer, range(3, 6))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name

@@ -52,7 +52,7 @@ def run_command(
         return work(parsed) or 0
     except OaplugError as failure:
         print(f"{parser.prog}: {failure}", file=sys.stderr)
-        return USER_ERROR
+        return failure.exit_status
     except OSError as failure:
         place = f"{failure.filename}: " if failure.filename else ""
         print(f"{parser.prog}: {place}{failure.strerror or failure}", file=sys.stderr)

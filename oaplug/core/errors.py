@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 class OaplugError(Exception):
     """Something the user can put right; the message says what, where, and how."""
 
+    exit_status = 2
+
 
 class PathError(OaplugError):
     """A folder, file or environment variable is missing or cannot be used."""

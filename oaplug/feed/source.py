@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,33 +85,57 @@ class BatchSource:
     device: torch.device
     augmentation: AugmentationSettings | None = None
     class_weights: Mapping[str, Sequence[float]] | None = None
+    sampling_weights: Mapping[str, Sequence[float]] | None = None
+    readers: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def batches_per_epoch(self) -> int:
         """Full batches in an epoch (one smaller batch where there are fewer cases than that)."""
         return max(len(self.cases) // self.batch_size, 1)
 
-    def epoch(self, epoch: int) -> Iterator[LoadedBatch]:
-        """Shuffled, augmented batches; the cases that do not fill a batch wait for another epoch's order."""
-        order = random_generator(self.seed, "order", self.fold, epoch).permutation(len(self.cases))
-        yield from self._load(
-            [self.cases[i] for i in order][: self.batches_per_epoch * self.batch_size], epoch
-        )
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[LoadedBatch]:
+        """Shuffled, augmented batches from number `first` on, or this process's share of each.
+
+        The cases that do not fill a batch wait for another epoch's order.
+        """
+        order = self._order(epoch)
+        groups = [
+            [self.cases[i] for i in order[start : start + self.batch_size]][self.rank :: self.world_size]
+            for start in range(
+                first * self.batch_size, self.batches_per_epoch * self.batch_size, self.batch_size
+            )
+        ]
+        yield from self._load(groups, epoch)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Indices of the cases: each once, or drawn with replacement by the weights of their grades."""
+        rng = random_generator(self.seed, "order", self.fold, epoch)
+        if self.sampling_weights is None:
+            return rng.permutation(len(self.cases))
+        weights = np.array(self._grade_values(self.cases, self.sampling_weights))
+        return rng.choice(len(self.cases), size=len(self.cases), p=weights / weights.sum())
 
     def in_order(self) -> Iterator[LoadedBatch]:
-        """Every case once, as listed, without augmentation."""
-        yield from self._load(list(self.cases), None)
+        """Every case once, as listed, without augmentation; of several processes each has its share."""
+        cases = list(self.cases)[self.rank :: self.world_size]
+        yield from self._load(
+            [cases[i : i + self.batch_size] for i in range(0, len(cases), self.batch_size)], None
+        )
 
-    def _load(self, cases: Sequence[Case], epoch: int | None) -> Iterator[LoadedBatch]:
-        """Read one batch ahead in a thread (decompression runs outside Python's lock)."""
-        groups = [cases[i : i + self.batch_size] for i in range(0, len(cases), self.batch_size)]
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = reader.submit(self._read, groups[0]) if groups else None
+    def _load(self, groups: Sequence[Sequence[Case]], epoch: int | None) -> Iterator[LoadedBatch]:
+        """Read batches ahead, one per reader, in threads: decompression runs outside Python's lock."""
+        if self.readers == 0:
+            for group in groups:
+                yield self._finish(self._read(group), group, epoch)
+            return
+        with ThreadPoolExecutor(max_workers=self.readers) as pool:
+            waiting = deque(pool.submit(self._read, group) for group in groups[: self.readers])
             for index, group in enumerate(groups):
-                assert waiting is not None
-                volume = waiting.result()
-                if index + 1 < len(groups):
-                    waiting = reader.submit(self._read, groups[index + 1])
+                volume = waiting.popleft().result()
+                if index + self.readers < len(groups):
+                    waiting.append(pool.submit(self._read, groups[index + self.readers]))
                 yield self._finish(volume, group, epoch)
 
     def _read(self, cases: Sequence[Case]) -> Tensor:
@@ -148,9 +173,12 @@ class BatchSource:
     def _weights(self, cases: Sequence[Case]) -> Tensor | None:
         if self.class_weights is None:
             return None
-        name, weights = next(iter(self.class_weights.items()))
-        values = [weights[c.labels[name]] if c.has_label(name) else 1.0 for c in cases]
-        return torch.tensor(values, device=self.device)
+        return torch.tensor(self._grade_values(cases, self.class_weights), device=self.device)
+
+    def _grade_values(self, cases: Sequence[Case], weights: Mapping[str, Sequence[float]]) -> list[float]:
+        """The weight of each case's grade; 1 where it is not known."""
+        name, by_grade = next(iter(weights.items()))
+        return [by_grade[c.labels[name]] if c.has_label(name) else 1.0 for c in cases]
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

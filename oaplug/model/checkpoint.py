@@ -1,7 +1,8 @@
-"""One safetensors file per checkpoint: tensors of network and optimizer, JSON progress in the header."""
+"""One safetensors file per checkpoint: tensors of network and training, JSON progress in the header."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-CHECKPOINT_SCHEMA = 1
-_HEADER = "oaplug_checkpoint"
+CHECKPOINT_SCHEMA = 2
+CHECKPOINT_HEADER = "oaplug_checkpoint"
+_NETWORK = "network."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint in memory: `network` and `optimizer` tensors by name, and JSON `progress`."""
+    """A checkpoint in memory.
+
+    `network` and `training` are tensors by name (the latter "optimizer.*" and "average.*": what a resumed
+    run needs beside the network), `progress` is JSON.
+    """
 
     network: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    training: Mapping[str, Tensor] = field(default_factory=dict)
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -33,18 +39,25 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint atomically; the file that was there stays until the new one is whole."""
     from safetensors.torch import save_file
 
-    tensors = {f"network.{name}": tensor.detach().contiguous() for name, tensor in checkpoint.network.items()}
-    tensors |= {f"optimizer.{name}": t.detach().contiguous() for name, t in checkpoint.optimizer.items()}
-    header = {"schema": CHECKPOINT_SCHEMA, "progress": dict(checkpoint.progress)}
+    named = {_NETWORK + name: tensor for name, tensor in checkpoint.network.items()}
+    named |= checkpoint.training
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    progress = dict(checkpoint.progress)
+    header = {
+        "schema": CHECKPOINT_SCHEMA,
+        "progress": progress,
+        "checksum": _checksum(tensors, progress),
+    }
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={_HEADER: json.dumps(header)})
+        save_file(tensors, str(temporary), metadata={CHECKPOINT_HEADER: json.dumps(header)})
     return path
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
-    Raises CheckpointError where it is missing, malformed (a pickle, truncated) or newer than this code.
+    Raises CheckpointError where it is missing, malformed (a pickle, truncated), damaged (its checksum
+    differs) or newer than this code.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -52,23 +65,32 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} does not exist")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+            header = json.loads((file.metadata() or {})[CHECKPOINT_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as failure:
+        schema, progress = int(header["schema"]), header["progress"]
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as failure:
         raise CheckpointError(f"{path} is not a whole oaplug checkpoint (safetensors): {failure}") from None
-    if header["schema"] > CHECKPOINT_SCHEMA:
-        raise CheckpointError(
-            f"{path}: schema {header['schema']} is newer than this oaplug reads; upgrade oaplug"
-        )
+    if schema > CHECKPOINT_SCHEMA:
+        raise CheckpointError(f"{path}: schema {schema} is newer than this oaplug reads; upgrade oaplug")
+    if "checksum" in header and header["checksum"] != _checksum(tensors, progress):
+        raise CheckpointError(f"{path} is damaged: its checksum is not the one it was written with")
     return Checkpoint(
-        network=_with_prefix(tensors, "network."),
-        optimizer=_with_prefix(tensors, "optimizer."),
-        progress=header["progress"],
+        network={n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)},
+        training={n: t for n, t in tensors.items() if not n.startswith(_NETWORK)},
+        progress=progress,
     )
 
 
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _checksum(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> str:
+    """Hex BLAKE2b-128 over names, types, shapes, bytes and progress."""
+    import torch
+
+    digest = hashlib.blake2b(json.dumps(progress, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_network(network: nn.Module, checkpoint: Checkpoint, *, path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+import oaplug
 from oaplug.core.artifacts import digest_of_json, make_folder, read_json, write_json
 from oaplug.core.errors import CheckpointError, PlanError, nearest
 from oaplug.core.evaluation import default_best_metric, table_metrics
@@ -24,9 +27,12 @@ from oaplug.model.run_folder import RunDescription, build_network, run_to_json, 
 from oaplug.plug.registry import parse_options
 from oaplug.plug.specs import CallbackSpec
 from oaplug.prepare.store import read_record
-from oaplug.train.logbook import open_log_file
+from oaplug.train.checkpoints import checkpoint_path, fold_lock, has_state
+from oaplug.train.logbook import log_file
+from oaplug.train.pretrained import start_from_weights
 from oaplug.train.settings import model_name
 from oaplug.train.trainer import Trainer, TrainingJob
+from oaplug.train.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +61,8 @@ class FoldRequest:
     resume: bool = False
     validate_only: bool = False
     callbacks: tuple[str, ...] = ()
+    pretrained_weights: Path | None = None
+    world: World = field(default_factory=World)
 
 
 def train_fold(
@@ -62,32 +70,42 @@ def train_fold(
 ) -> Path:
     """Train (or resume, or only validate) one fold; gives its folder."""
     folder = make_folder(request.folder / f"fold_{request.fold}")
-    _check_state(request, folder)
     if request.run.plan.training.threads is not None:
         torch.set_num_threads(request.run.plan.training.threads)
-    handler = open_log_file(folder)
-    try:
-        trainer = Trainer(_job(request, registry, folder), progress=progress)
-        if request.resume:
-            trainer.resume()
-        if not request.validate_only:
-            trainer.train()
-        if trainer.job.validation is not None:
-            _write_validation(trainer, folder)
-    finally:
-        logging.getLogger("oaplug").removeHandler(handler)
-        handler.close()
+    if request.run.plan.training.deterministic:
+        torch.use_deterministic_algorithms(mode=True)
+    with fold_lock(folder) if request.world.is_first else nullcontext():
+        _check_state(request, folder)
+        request.world.wait()
+        with log_file(folder) if request.world.is_first else nullcontext():
+            _train(request, registry, folder, progress=progress)
     return folder
+
+
+def _train(
+    request: FoldRequest,
+    registry: Registry,
+    folder: Path,
+    *,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    trainer = Trainer(_job(request, registry, folder), progress=progress)
+    if request.resume:
+        trainer.resume()
+    if not request.validate_only:
+        trainer.train()
+    if trainer.job.validation is not None:
+        _write_validation(trainer, folder)
 
 
 def _check_state(request: FoldRequest, folder: Path) -> None:
     """Refuse to overwrite a trained fold, and to resume or validate one that is not there."""
-    latest, final = (folder / f"checkpoint_{name}.safetensors" for name in ("latest", "final"))
+    final = checkpoint_path(folder, "final")
     if request.validate_only and not final.is_file():
         raise CheckpointError(f"{folder} has no checkpoint_final to validate; train it first (without --val)")
-    if request.resume and not latest.is_file():
+    if request.resume and not has_state(folder):
         raise CheckpointError(f"{folder} has no checkpoint_latest to continue; train without --c")
-    if not request.resume and not request.validate_only and latest.is_file():
+    if not request.resume and not request.validate_only and has_state(folder):
         raise PlanError(
             f"{folder} holds a training already; continue it with --c, train anew under --tag NAME, "
             "or remove the folder"
@@ -103,24 +121,44 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         raise PlanError(
             f"fold {request.fold} has {len(training)} training cases with a label of {list(targets)}"
         )
+    batch_size = min(settings.batch_size, len(training))
+    if batch_size % request.world.size:
+        raise PlanError(
+            f"training.batch_size is {batch_size}, which {request.world.size} processes cannot share; choose "
+            "a multiple"
+        )
     torch.manual_seed(derive_seed(settings.seed, "weights", request.fold))
     counts = grade_counts(training, targets)
     network = build_network(run, registry, grade_counts=counts)
+    if request.pretrained_weights is not None and not (request.resume or request.validate_only):
+        report_folder = folder if request.world.is_first else None
+        start_from_weights(
+            network, request.pretrained_weights, run=run, registry=registry, folder=report_folder
+        )
     first = next(iter(targets))
-    balanced = {first: balanced_weights(counts[first])} if settings.class_weights == "balanced" else None
+    balanced = {first: balanced_weights(counts[first])}
     source = partial(
         BatchSource,
         store=VolumeStore(request.data, run.configuration.data_identifier),
         targets=tuple(targets),
-        batch_size=min(settings.batch_size, len(training)),
+        batch_size=batch_size,
         seed=settings.seed,
         fold=request.fold,
         device=request.device,
+        readers=settings.readers,
+        rank=request.world.rank,
+        world_size=request.world.size,
     )
     validation = usable_cases(request.split.val, by_id, targets)
+    _check_preprocessed(request, [*training, *validation])
     job = TrainingJob(
         network=network,
-        training=source(cases=training, augmentation=run.plan.augmentation, class_weights=balanced),
+        training=source(
+            cases=training,
+            augmentation=run.plan.augmentation,
+            class_weights=balanced if settings.class_weights == "balanced" else None,
+            sampling_weights=balanced if settings.sampling == "balanced" else None,
+        ),
         validation=source(cases=validation) if validation else None,
         targets=targets,
         settings=settings,
@@ -132,12 +170,29 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         model=model_name(run.choices),
         best_metric=_best_metric(settings.best_metric, targets),
         run=run_to_json(run),
+        environment=_environment(request, [*training, *validation]),
         callbacks=[_build_callback(registry.spec(CallbackSpec, n), folder) for n in request.callbacks],
+        world=request.world,
     )
-    _check_preprocessed(request, [*training, *validation])
-    _remember_cases(request, folder, training)
-    _write_debug(folder, job)
+    if request.world.is_first:
+        _remember_cases(request, folder, training)
+        _write_debug(folder, job)
     return job
+
+
+def _environment(request: FoldRequest, cases: Sequence[Case]) -> dict[str, Any]:
+    """What must stay as it is for a resumed run to give the numbers of an uninterrupted one."""
+    identifier = request.run.configuration.data_identifier
+    inputs = {c.case_id: read_record(request.data.record_path(identifier, c.case_id)).inputs for c in cases}
+    return {
+        "oaplug": oaplug.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()} {platform.node()}",
+        "device": str(request.device),
+        "threads": torch.get_num_threads(),
+        "processes": request.world.size,
+        "data": digest_of_json(inputs),
+    }
 
 
 def _check_preprocessed(request: FoldRequest, cases: Sequence[Case]) -> None:
@@ -217,6 +272,8 @@ def _write_debug(folder: Path, job: TrainingJob) -> None:
 def _write_validation(trainer: Trainer, folder: Path) -> None:
     """validation/: predictions of the final network on the fold's validation cases, and their metrics."""
     table = trainer.validation_table("final")
+    if not trainer.job.world.is_first:
+        return
     write_predictions(folder / "validation", table)
     metrics = table_metrics(table)
     write_json(

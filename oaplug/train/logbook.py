@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from oaplug.core.artifacts import atomic_path, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import torch
 
 Record = dict[str, Any]
 _SECONDS_BETWEEN_PLOTS = 30.0
@@ -65,10 +68,36 @@ def _plot(panel: Any, records: Sequence[Mapping[str, Any]], names: Sequence[str]
         panel.legend(fontsize=8)
 
 
-def open_log_file(folder: Path) -> logging.Handler:
-    """A handler that copies oaplug's log into FOLDER/training_log_DATE.txt."""
+def describe(record: Mapping[str, Any]) -> str:
+    """One line for an epoch: losses, the metrics that count, seconds."""
+    parts = [f"epoch {record['epoch']:>3}", f"train loss {record['train.loss.total']:.4f}"]
+    if "val.loss.total" in record:
+        parts.append(f"val loss {record['val.loss.total']:.4f}")
+    for name in [n for n in record if n.startswith("val.") and n.endswith((".qwk", ".auc"))]:
+        value = record[name]
+        parts.append(f"{name.removeprefix('val.')} {'-' if value is None else format(value, '.3f')}")
+    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+def describe_step(epoch: int, losses: Mapping[str, float], *, device: torch.device) -> str:
+    """A few words for a progress bar: epoch, loss, memory of a GPU."""
+    text = f"epoch {epoch}, loss {losses['total']:.3f}"
+    if device.type == "cuda":
+        import torch
+
+        text += f", GPU {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return text
+
+
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Within, oaplug's log also goes into FOLDER/training_log_DATE.txt."""
     path = folder / time.strftime("training_log_%Y_%m_%d_%H_%M_%S.txt")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("oaplug").addHandler(handler)
-    return handler
+    try:
+        yield
+    finally:
+        logging.getLogger("oaplug").removeHandler(handler)
+        handler.close()

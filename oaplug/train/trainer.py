@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
+import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from oaplug.core.errors import CheckpointError, OaplugError
-from oaplug.core.evaluation import prediction_table, table_metrics
+from oaplug.core.evaluation import table_metrics
 from oaplug.core.seeds import derive_seed
-from oaplug.model.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_network,
-    load_optimizer,
-    optimizer_tensors,
-    save_checkpoint,
-)
-from oaplug.train.evaluate import predict_cases
-from oaplug.train.logbook import Logbook
+from oaplug.model.checkpoint import Checkpoint, load_checkpoint, load_network
+from oaplug.train.checkpoints import checkpoint_path, load_newest, save
+from oaplug.train.evaluate import validate
+from oaplug.train.logbook import Logbook, describe, describe_step
 from oaplug.train.schedule import learning_rate
+from oaplug.train.stepper import Step, Stepper
+from oaplug.train.stopping import Interrupted, StopRequest, epochs_since_best, stop_on_signals
+from oaplug.train.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,17 +31,20 @@ if TYPE_CHECKING:
     from oaplug.core.plan import TrainSettings
     from oaplug.core.predictions import PredictionTable
     from oaplug.core.target import Target
-    from oaplug.feed.source import BatchSource, LoadedBatch
+    from oaplug.feed.source import BatchSource
     from oaplug.model.network import Network
     from oaplug.model.precision import Precision
     from oaplug.plug.protocols import Callback
 
 log = logging.getLogger(__name__)
-Progress = "Callable[[int, int, str], None]"
 
 
 class TrainingError(OaplugError):
     """Training cannot go on: the loss is not finite, say."""
+
+
+class _StopAsked(Exception):
+    """Leaves a validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,128 +62,176 @@ class TrainingJob:
     model: str
     best_metric: str
     run: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
+    world: World = field(default_factory=World)
 
 
 class Trainer:
-    """Trains one fold; `train` may be called on a fresh trainer or, after `resume`, on one that goes on."""
+    """Trains one fold; `train` may be called on a fresh trainer or, after `resume`, on one that goes on.
+
+    Its state is the stepper's, the logbook's records, and where it is: `epoch`, `next_step`, `sums` (of the
+    losses of the epoch so far), `counted` steps in them, `skipped` steps of the run, and the `best` metric.
+    """
 
     def __init__(self, job: TrainingJob, *, progress: Callable[[int, int, str], None] | None = None) -> None:
         self.job = job
         self._progress = progress
-        self.network = job.network
-        job.precision.place(self.network)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=job.settings.learning_rate, weight_decay=job.settings.weight_decay
-        )
-        self._scaler = torch.amp.GradScaler(job.precision.device.type, enabled=job.precision.needs_scaling)
+        self.stepper = Stepper(job.network, settings=job.settings, precision=job.precision, world=job.world)
         self.logbook = Logbook(job.folder)
-        self.next_epoch = 0
+        self.epoch = self.next_step = self.counted = self.skipped = 0
+        self.sums: dict[str, float] = {}
         self.best: float | None = None
+        self.steps_per_epoch = max(job.training.batches_per_epoch // job.settings.accumulation_steps, 1)
+        self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from checkpoint_latest; raises CheckpointError where there is none."""
-        path = self.job.folder / "checkpoint_latest.safetensors"
-        checkpoint = load_checkpoint(path)
-        load_network(self.network, checkpoint, path=path)
-        load_optimizer(self.optimizer, checkpoint.optimizer)
+        """Go on from the newest whole checkpoint; raises CheckpointError where there is none."""
+        checkpoint = load_newest(self.job.folder)
         progress = checkpoint.progress
-        self.next_epoch, self.best = int(progress["next_epoch"]), progress["best"]
-        self._scaler.load_state_dict(progress["scaler"])
+        load_network(self.job.network, checkpoint, path=checkpoint_path(self.job.folder, "latest"))
+        self.stepper.load(checkpoint.training, progress)
+        self.epoch, self.next_step = int(progress["epoch"]), int(progress["next_step"])
+        self.sums, self.counted = dict(progress["sums"]), progress["counted"]
+        self.best, self.skipped = progress["best"], progress["skipped"]
         self.logbook = Logbook(self.job.folder, progress["records"])
-        if len(progress["callbacks"]) != len(self.job.callbacks):
+        self._restore_callbacks(progress["callbacks"])
+        warn_of_differences(progress["environment"], self.job.environment)
+        log.info(
+            "resuming at epoch %d step %d of %d epochs", self.epoch, self.next_step, self.job.settings.epochs
+        )
+
+    def _restore_callbacks(self, states: Sequence[Mapping[str, Any]]) -> None:
+        if len(states) != len(self.job.callbacks):
             raise CheckpointError(
-                f"{path} is of a training with {len(progress['callbacks'])} callbacks, not "
+                f"{self.job.folder} holds a training with {len(states)} callbacks, not "
                 f"{len(self.job.callbacks)}; continue it with the same --callback options"
             )
-        for callback, state in zip(self.job.callbacks, progress["callbacks"], strict=True):
+        for callback, state in zip(self.job.callbacks, states, strict=True):
             callback.load_state_dict(state)
-        log.info("resuming at epoch %d of %d", self.next_epoch, self.job.settings.epochs)
 
     def train(self) -> None:
-        """Train until the last epoch; writes checkpoint_best, _latest and, at the end, _final."""
+        """Train until the last epoch; writes checkpoint_best, _latest and, at the end, _final.
+
+        Raises Interrupted after a signal, once the state is saved; TrainingError where losses are not finite.
+        """
         for callback in self.job.callbacks:
             callback.on_start(self.job.run)
-        while self.next_epoch < self.job.settings.epochs:
-            self._run_epoch(self.next_epoch)
+        with stop_on_signals() as stop:
+            while not self._is_over():
+                self._run_epoch(stop)
         self._save("final")
         for callback in self.job.callbacks:
             callback.on_end()
+        self.job.world.wait()
 
-    def _run_epoch(self, epoch: int) -> None:
+    def _is_over(self) -> bool:
+        settings, records = self.job.settings, self.logbook.records
+        patience = settings.early_stopping_epochs
+        if patience is not None and epochs_since_best(records, f"val.{self.job.best_metric}") >= patience:
+            return True
+        return self.epoch >= settings.epochs
+
+    def _run_epoch(self, stop: StopRequest) -> None:
         start = time.perf_counter()
-        torch.manual_seed(derive_seed(self.job.settings.seed, "dropout", self.job.fold, epoch))
-        record: dict[str, Any] = {"epoch": epoch, "learning_rate": self._learning_rate(epoch, 0)}
-        record |= {f"train.loss.{name}": value for name, value in self._train_epoch(epoch).items()}
-        improved = False
+        self._train_epoch(stop)
+        record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": self._rate(0)}
+        record |= {f"train.loss.{name}": total / max(self.counted, 1) for name, total in self.sums.items()}
         if self.job.validation is not None:
-            record |= self._validate()
-            improved = self._is_best(record)
+            record |= self._validate(stop)
+        record["skipped"] = self.skipped
         record["seconds"] = round(time.perf_counter() - start, 3)
-        self.next_epoch = epoch + 1
-        self.logbook.add(record, last=self.next_epoch == self.job.settings.epochs)
-        log.info("%s", describe(record, self.job))
-        self._notify(record)
+        self._finish_epoch(record)
+
+    def _finish_epoch(self, record: dict[str, Any]) -> None:
+        improved = self._is_best(record)
+        self.epoch, self.next_step, self.counted, self.sums = self.epoch + 1, 0, 0, {}
+        if self.job.world.is_first:
+            self.logbook.add(record, last=self.epoch == self.job.settings.epochs)
+            log.info("%s", describe(record))
+            self._notify(record)
+        else:
+            self.logbook.records.append(record)
         if improved:
             self._save("best")  # first, because the latest says that this one is there
         self._save("latest")
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        self.network.train()
-        sums: dict[str, torch.Tensor] = {}
-        steps = self.job.training.batches_per_epoch
-        for step, batch in enumerate(self.job.training.epoch(epoch)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate(epoch, step)
-            for name, value in self._step(batch).items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
-            if self._progress is not None:
-                self._progress(epoch * steps + step + 1, self.job.settings.epochs * steps, f"epoch {epoch}")
-        means = {name: float(total) / steps for name, total in sums.items()}
-        if not math.isfinite(means["total"]):
+    def _train_epoch(self, stop: StopRequest) -> None:
+        self.stepper.train_mode()
+        many = min(self.job.settings.accumulation_steps, self.job.training.batches_per_epoch)
+        batches = self.job.training.epoch(self.epoch, first=self.next_step * many)
+        while self.next_step < self.steps_per_epoch:
+            # reading and augmenting draw from generators of their own; this seed is for dropout alone
+            purpose = (self.job.fold, self.epoch, self.next_step, self.job.world.rank)
+            torch.manual_seed(derive_seed(self.job.settings.seed, "dropout", *purpose))
+            rate = self._rate(self.next_step)
+            step = self.stepper.step(islice(batches, many), count=many, rate=rate, stop=bool(stop))
+            self.next_step += 1
+            self._count(step)
+            self._show(step.losses)
+            if step.asked_to_stop:
+                self._leave(stop)
+            if time.monotonic() - self._saved_at > 60 * self.job.settings.checkpoint_minutes:
+                self._save("latest")
+
+    def _count(self, step: Step) -> None:
+        """Add a step's losses; raises TrainingError where one too many is not finite."""
+        if step.is_finite:
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in step.losses.items()}
+            self.counted += 1
+            return
+        self.skipped += 1
+        allowed = self.job.settings.skip_bad_steps
+        ids = ", ".join(i for part in self.job.world.gather(step.case_ids) for i in part)
+        where = f"{self.job.folder}: loss or gradient not finite in epoch {self.epoch}, cases {ids}"
+        if self.skipped > allowed:
             raise TrainingError(
-                f"{self.job.folder}: the loss is not finite in epoch {epoch}; "
-                "try a smaller training.learning_rate or training.precision=float32 (--tag for a new run)"
+                f"{where}; look at these cases, or try a smaller training.learning_rate or "
+                f"training.precision=float32 under a new --tag; {self._last_good()}"
             )
-        return means
+        log.warning("%s; step skipped (%d of %d)", where, self.skipped, allowed)
 
-    def _step(self, batch: LoadedBatch) -> dict[str, torch.Tensor]:
-        """One optimizer step; gives the detached losses."""
-        with self.job.precision.autocast():
-            logits = self.network(self.job.precision.arrange(batch.volume))
-            losses = self.network.loss(logits, batch.truth)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(losses["total"]).backward()  # type: ignore[no-untyped-call]
-        if self.job.settings.gradient_clip is not None:
-            self._scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.job.settings.gradient_clip)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        return {name: value.detach() for name, value in losses.items()}
+    def _last_good(self) -> str:
+        path = checkpoint_path(self.job.folder, "latest")
+        return f"the last good checkpoint is {path}" if path.is_file() else "no checkpoint was saved yet"
 
-    def _learning_rate(self, epoch: int, step: int) -> float:
-        steps = self.job.training.batches_per_epoch
-        return learning_rate(self.job.settings, step=epoch * steps + step, steps_per_epoch=steps)
+    def _leave(self, stop: StopRequest) -> NoReturn:
+        self._save("latest")
+        self.job.world.wait()
+        raise Interrupted(
+            f"stopped by {stop.signal or 'another process'} in epoch {self.epoch}, step {self.next_step}; "
+            f"everything is saved in {self.job.folder}: continue with --c"
+        )
 
-    def _validate(self) -> dict[str, float | None]:
-        table, losses = self._predict_validation()
+    def _show(self, losses: Mapping[str, float]) -> None:
+        if self._progress is not None and self.job.world.is_first:
+            done = self.epoch * self.steps_per_epoch + self.next_step
+            what = describe_step(self.epoch, losses, device=self.job.precision.device)
+            self._progress(done, self.job.settings.epochs * self.steps_per_epoch, what)
+
+    def _rate(self, step: int) -> float:
+        steps = self.steps_per_epoch
+        return learning_rate(self.job.settings, step=self.epoch * steps + step, steps_per_epoch=steps)
+
+    def _validate(self, stop: StopRequest) -> dict[str, float | None]:
+        try:
+            with self.stepper.averaged():
+                table, losses = validate(self.job, between=partial(self._raise_if, stop))
+        except _StopAsked:
+            self._leave(stop)
         record: dict[str, float | None] = {f"val.loss.{name}": value for name, value in losses.items()}
         return record | {f"val.{name}": value for name, value in table_metrics(table).items()}
 
-    def _predict_validation(self) -> tuple[PredictionTable, dict[str, float]]:
-        source = self.job.validation
-        assert source is not None
-        probabilities, losses = predict_cases(self.network, source.in_order(), precision=self.job.precision)
-        table = prediction_table(
-            source.cases, probabilities, targets=self.job.targets, fold=self.job.fold, model=self.job.model
-        )
-        return table, losses
+    def _raise_if(self, stop: StopRequest) -> None:
+        """Between validation batches; a process alone may leave there, others would be waited for."""
+        if stop and self.job.world.size == 1:
+            raise _StopAsked
 
     def validation_table(self, checkpoint: str = "final") -> PredictionTable:
         """Predictions of the validation cases by a saved checkpoint ("best" or "final")."""
-        path = self.job.folder / f"checkpoint_{checkpoint}.safetensors"
-        load_network(self.network, load_checkpoint(path), path=path)
-        return self._predict_validation()[0]
+        path = checkpoint_path(self.job.folder, checkpoint)
+        load_network(self.job.network, load_checkpoint(path), path=path)
+        return validate(self.job)[0]
 
     def _is_best(self, record: Mapping[str, Any]) -> bool:
         value = record.get(f"val.{self.job.best_metric}")
@@ -198,26 +248,32 @@ class Trainer:
                 log.exception("the callback %s failed", type(callback).__name__)
 
     def _save(self, name: str) -> None:
+        if not self.job.world.is_first:
+            return
         progress = {
-            "next_epoch": self.next_epoch,
-            "best": self.best,
-            "scaler": self._scaler.state_dict(),
+            **{
+                key: getattr(self, key)
+                for key in ("epoch", "next_step", "sums", "counted", "skipped", "best")
+            },
+            **self.stepper.progress(),
             "records": self.logbook.records,
+            "environment": dict(self.job.environment),
             "callbacks": [callback.state_dict() for callback in self.job.callbacks],
         }
-        optimizer = optimizer_tensors(self.optimizer) if name == "latest" else {}
-        save_checkpoint(
-            self.job.folder / f"checkpoint_{name}.safetensors",
-            Checkpoint(network=self.network.state_dict(), optimizer=optimizer, progress=progress),
+        if name == "latest":
+            state, training = self.job.network.state_dict(), self.stepper.tensors()
+            self._saved_at = time.monotonic()
+        else:
+            with self.stepper.averaged():
+                state, training = {n: t.clone() for n, t in self.job.network.state_dict().items()}, {}
+        save(self.job.folder, name, Checkpoint(network=state, training=training, progress=progress))
+
+
+def warn_of_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn, in one line each, of what makes a resumed run differ from an uninterrupted one."""
+    for name in (key for key in before if key in now and before[key] != now[key]):
+        warnings.warn(
+            f"this training was begun with {name} {before[name]}, and goes on with {now[name]}: its numbers "
+            "will not be those of an uninterrupted run, bit for bit",
+            stacklevel=2,
         )
-
-
-def describe(record: Mapping[str, Any], job: TrainingJob) -> str:
-    """One line for an epoch: losses, the metric that counts, seconds."""
-    parts = [f"epoch {record['epoch']:>3}", f"train loss {record['train.loss.total']:.4f}"]
-    if "val.loss.total" in record:
-        parts.append(f"val loss {record['val.loss.total']:.4f}")
-    for name in [n for n in record if n.startswith("val.") and n.endswith((".qwk", ".auc"))]:
-        value = record[name]
-        parts.append(f"{name.removeprefix('val.')} {'-' if value is None else format(value, '.3f')}")
-    return "  ".join([*parts, f"{record['seconds']:.1f} s"])

@@ -1,0 +1,68 @@
+"""Reasons to stop early: a signal from outside, or a validation that no longer improves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from oaplug.core.errors import OaplugError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2")
+
+
+class Interrupted(OaplugError):
+    """A signal ended the training after its state was saved; it can be continued.
+
+    Its exit status is that of "try again later" (EX_TEMPFAIL), so that a script can tell it from an error.
+    """
+
+    exit_status = 75
+
+
+class StopRequest:
+    """Whether a signal has asked the training to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within, SIGTERM, SIGINT and SIGUSR2 raise a request instead of ending the process.
+
+    A second SIGINT interrupts at once. In a thread that is not the main one nothing is changed.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        if request and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = signal.Signals(number).name
+
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def epochs_since_best(records: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """How many epochs the best value of `metric` lies back; 0 where there is none yet."""
+    values = [(r[metric], -index) for index, r in enumerate(records) if r.get(metric) is not None]
+    if not values:
+        return 0
+    _, best = max(values)
+    return len(records) - 1 + best
