@@ -89,8 +89,9 @@ def _places_only_from_arguments(monkeypatch):
     """No test may touch what the person who runs it has in these places, or be changed by their choices."""
     for name in ("oaplug_raw", "oaplug_preprocessed", "oaplug_results"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("OAPLUG_LOAD_PLUGINS", "OAPLUG_PLUGINS_STRICT"):
+    for name in ("OAPLUG_LOAD_PLUGINS", "OAPLUG_PLUGINS_STRICT", "OAPLUG_TRACE_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OAPLUG_CONFIG", os.devnull)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 WALK = ("core", "plug", "prepare", "feed", "model", "train", "infer", "study", "commands")
 ENGINE = {room: {"oaplug." + left for left in WALK[: place + 1]} for place, room in enumerate(WALK)}
 ENGINE["infer"] -= {"oaplug.train"}
+ENGINE["commands"] |= {"oaplug.testing"}
 ENGINE["testing"] = {f"oaplug.{room}" for room in ("core", "plug", "model", "testing")}
 FOR_PLUGINS = {"oaplug.core", "oaplug.plug"}
 HEAVY = {

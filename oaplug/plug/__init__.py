@@ -9,6 +9,8 @@ from oaplug.plug.specs import (
     HeadSpec,
     NoOptions,
     Spec,
+    WeightMap,
+    WeightSource,
 )
 
 __all__ = [
@@ -20,5 +22,7 @@ __all__ = [
     "HeadSpec",
     "NoOptions",
     "Spec",
+    "WeightMap",
+    "WeightSource",
     "hookimpl",
 ]

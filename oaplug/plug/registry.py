@@ -1,69 +1,36 @@
-"""Discovering parts by entry points, one isolated try each, and looking them up by name."""
+"""The parts of this environment, looked up by name."""
 
 from __future__ import annotations
 
-import logging
-import os
-import traceback
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-import pluggy
 
 from oaplug.core.errors import PluginError, nearest
 from oaplug.core.settings import from_mapping
-from oaplug.plug import hookspecs
-from oaplug.plug.specs import AnalysisSpec, BackboneSpec, CallbackSpec, ConverterSpec, HeadSpec, Spec
+from oaplug.plug.discovery import Found, find_plugins, identity, load_plugins
+from oaplug.plug.plugin import Part, Plugin, Status, normal_name
+from oaplug.plug.specs import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from importlib import metadata
 
-log = logging.getLogger(__name__)
-GROUP = "oaplug"
-HOOKS: dict[str, type[Spec]] = {
-    "oaplug_backbones": BackboneSpec,
-    "oaplug_heads": HeadSpec,
-    "oaplug_analyses": AnalysisSpec,
-    "oaplug_converters": ConverterSpec,
-    "oaplug_callbacks": CallbackSpec,
-}
+__all__ = ["Part", "Plugin", "Registry", "discover", "parse_options", "registry"]
 S = TypeVar("S", bound=Spec)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A spec and the distribution it came from."""
-
-    spec: Spec
-    distribution: str
-    version: str
-
-    @property
-    def qualified_name(self) -> str:
-        """`distribution:name`, which is never ambiguous."""
-        return f"{self.distribution}:{self.spec.name}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quarantined:
-    """A plugin that could not be loaded, with the traceback of why."""
-
-    entry_point: str
-    distribution: str
-    version: str
-    reason: str
-    traceback: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Registry:
-    """Every part of every healthy plugin, and the plugins that are not."""
+    """Every part of every healthy plugin, and all plugins, healthy or not."""
 
     parts: tuple[Part, ...] = ()
-    quarantined: tuple[Quarantined, ...] = field(default=())
+    plugins: tuple[Plugin, ...] = ()
+
+    @property
+    def quarantined(self) -> tuple[Plugin, ...]:
+        """The plugins that are broken."""
+        return tuple(plugin for plugin in self.plugins if plugin.status == "broken")
 
     def of_kind(self, kind: str) -> tuple[Part, ...]:
         """Parts of a kind ("backbone", "head", "analysis", "converter", "callback"), by name."""
@@ -72,86 +39,85 @@ class Registry:
     def get(self, kind: str, name: str) -> Part:
         """The part called `name` or `distribution:name`.
 
-        Raises PluginError where it is unknown (quoting broken plugins) or offered twice (naming both).
+        Raises PluginError where it is unknown (quoting broken plugins and naming those that are switched
+        off) or offered by several distributions (naming all).
         """
-        parts = self.of_kind(kind)
-        found = [p for p in parts if name in (p.spec.name, p.qualified_name)]
+        distribution, _, bare = name.rpartition(":")
+        parts = [part for part in self.of_kind(kind) if _is_of(distribution, part)]
+        found = [part for part in parts if part.spec.name == bare]
         if len(found) == 1:
             return found[0]
         if found:
-            names = " or ".join(p.qualified_name for p in found)
+            names = " or ".join(part.qualified_name for part in found)
             raise PluginError(f"the {kind} {name!r} is offered by several distributions; write {names}")
-        broken = "".join(f"; the plugin {q.distribution} is broken: {q.reason}" for q in self.quarantined)
-        raise PluginError(f"no {kind} {name!r}{nearest(name, [p.spec.name for p in parts])}{broken}")
+        if distribution:
+            raise PluginError(f"no {kind} {name!r}{self._why_none_of(distribution, bare, parts)}")
+        hint = nearest(name, [part.spec.name for part in parts])
+        raise PluginError(f"no {kind} {name!r}{hint}{self._left_out()}")
+
+    def _why_none_of(self, distribution: str, name: str, parts: list[Part]) -> str:
+        """Why a distribution does not offer a part; `parts` are those of the kind that it does offer."""
+        plugins = [plugin for plugin in self.plugins if _is_of(distribution, plugin)]
+        broken = [plugin for plugin in plugins if plugin.status == "broken"]
+        if broken:
+            quoted = "\n".join(plugin.traceback.rstrip() for plugin in broken)
+            return f"; the plugin {broken[0].distribution} {broken[0].version} is broken:\n{quoted}"
+        for plugin in plugins:
+            if plugin.status != "ok":
+                return f"; {plugin.distribution} is {plugin.status}{_way_in(plugin.status, plugin)}"
+        if plugins or parts:
+            return nearest(name, [part.spec.name for part in parts])
+        known = {plugin.distribution for plugin in self.plugins} | {part.distribution for part in self.parts}
+        return f"; no plugin of a distribution {distribution!r} is installed{nearest(distribution, known)}"
+
+    def _left_out(self) -> str:
+        """The plugins that might have offered a part: broken ones with their reasons, those switched off."""
+        said = [f"; the plugin {q.distribution} is broken: {q.reason}" for q in self.quarantined]
+        for status in ("disabled", "not allowed"):
+            names = dict.fromkeys(p.distribution for p in self.plugins if p.status == status)
+            if names:
+                said.append(f"; {status}: {', '.join(names)}{_way_in(status)}")
+        return "".join(said)
 
     def spec(self, kind: type[S], name: str) -> S:
         """The spec of the part called `name`, typed."""
         return cast("S", self.get(kind.kind, name).spec)
 
 
+def _is_of(distribution: str, one: Part | Plugin) -> bool:
+    return not distribution or normal_name(one.distribution) == normal_name(distribution)
+
+
+def _way_in(status: Status, plugin: Plugin | None = None) -> str:
+    if status == "disabled":
+        return f" (oaplug_plugins --enable {plugin.distribution if plugin is not None else 'NAME'})"
+    return " (OAPLUG_LOAD_PLUGINS lists what is)"
+
+
 @lru_cache(maxsize=1)
 def registry() -> Registry:
     """The parts of this environment, discovered once per process."""
-    return discover(metadata.entry_points(group=GROUP))
+    return _registry_of(find_plugins())
 
 
 def discover(entry_points: Iterable[metadata.EntryPoint]) -> Registry:
-    """Load plugins one by one; a broken one is quarantined with one warning line.
+    """The parts of some entry points; a broken plugin is quarantined with one warning line.
 
     OAPLUG_LOAD_PLUGINS (comma-separated distributions) is an allow-list applied before any import;
     OAPLUG_PLUGINS_STRICT=1 raises PluginError instead of quarantining.
     """
-    allowed = os.environ.get("OAPLUG_LOAD_PLUGINS")
-    names = None if allowed is None else {name.strip() for name in allowed.split(",")} | {"oaplug"}
-    parts: list[Part] = []
-    broken: list[Quarantined] = []
-    for entry_point in sorted(entry_points, key=lambda e: (_distribution(e), e.name)):
-        if names is not None and _distribution(entry_point)[0] not in names:
-            continue
-        try:
-            parts += _load(entry_point)
-        except Exception as failure:
-            broken.append(_quarantine(entry_point, failure))
-    return Registry(parts=tuple(parts), quarantined=tuple(broken))
+    return _registry_of(_found(entry_point) for entry_point in entry_points)
 
 
-def _load(entry_point: metadata.EntryPoint) -> list[Part]:
-    """Import one plugin, register it, and check everything its hooks give."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    manager.register(entry_point.load(), entry_point.name)
-    manager.check_pending()
-    distribution, version = _distribution(entry_point)
-    parts: list[Part] = []
-    for hook, expected in HOOKS.items():
-        for given in getattr(manager.hook, hook)():
-            for spec in given:
-                if not isinstance(spec, expected):
-                    raise PluginError(f"{hook} gave {spec!r}, expected {expected.__name__}")
-                parts.append(Part(spec=spec, distribution=distribution, version=version))
-    return parts
-
-
-def _distribution(entry_point: metadata.EntryPoint) -> tuple[str, str]:
+def _found(entry_point: metadata.EntryPoint) -> Found:
     owner = entry_point.dist
-    return (owner.name, owner.version) if owner is not None else (entry_point.value, "unknown")
+    name, version, problem = identity(owner) if owner is not None else (entry_point.value, "unknown", "")
+    return Found(distribution=name, version=version, entry_point=entry_point, problem=problem)
 
 
-def _quarantine(entry_point: metadata.EntryPoint, failure: Exception) -> Quarantined:
-    distribution, version = _distribution(entry_point)
-    reason = f"{type(failure).__name__}: {failure}"
-    if os.environ.get("OAPLUG_PLUGINS_STRICT") == "1":
-        raise PluginError(f"plugin {distribution} ({entry_point.value}) is broken: {reason}") from failure
-    warnings.warn(f"oaplug plugin {distribution} is left out: {reason}; see oaplug_plugins", stacklevel=2)
-    text = "".join(traceback.format_exception(failure))
-    log.debug("plugin %s is left out\n%s", distribution, text)
-    return Quarantined(
-        entry_point=entry_point.value,
-        distribution=distribution,
-        version=version,
-        reason=reason,
-        traceback=text,
-    )
+def _registry_of(found: Iterable[Found]) -> Registry:
+    plugins = load_plugins(found)
+    return Registry(parts=tuple(part for plugin in plugins for part in plugin.parts), plugins=plugins)
 
 
 def parse_options(spec: Spec, options: Mapping[str, Any] | None) -> Any:

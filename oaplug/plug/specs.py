@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oaplug.core.errors import PluginError
 from oaplug.core.target import Target
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from oaplug.plug.protocols import Analysis, Callback, Converter, Encoder, HeadStrategy
 
 Size = tuple[int, int, int]
@@ -58,12 +60,57 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightMap:
+    """A released network's tensors under the names of oaplug's parts, and what to build for them.
+
+    `encoder` and `head_tensors` hold tensors by the state-dict names of the encoder and of the head
+    called `head` (None: the encoder alone); `targets` are that head's, as in dataset.json. `in_channels`
+    and `input_size` (None: any) are what the encoder is built for. `unused` names the released tensors
+    that have no place in either.
+    """
+
+    encoder: Mapping[str, Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    in_channels: int = 1
+    input_size: Size | None = None
+    head: str | None = None
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    head_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """A released implementation whose weights fit a backbone.
+
+    `read(state, encoder_state)` gives the WeightMap of a state dict, or raises CheckpointError naming the
+    keys or shapes by which it is not this implementation's. `encoder_state` is that of the encoder that is
+    to be filled, or None where one is to be built for the weights. It changes nothing and draws nothing.
+    """
+
+    name: str
+    summary: str
+    read: Callable[[Mapping[str, Tensor], Mapping[str, Tensor] | None], WeightMap]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec(Spec):
-    """A backbone: `build(options, *, in_channels, input_size)` gives an Encoder."""
+    """A backbone: `build(options, *, in_channels, input_size)` gives an Encoder.
+
+    `weight_sources` are the released implementations whose weights it can take.
+    """
 
     kind: ClassVar[str] = "backbone"
     build: Callable[..., Encoder]
     size_multiple: Callable[[Any], Size] = _no_multiple
+    weight_sources: tuple[WeightSource, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [source.name for source in self.weight_sources]
+        if len(set(names)) < len(names):
+            raise PluginError(f"{self.name}: two weight sources of one name among {names}")
 
 
 @dataclass(frozen=True, kw_only=True)

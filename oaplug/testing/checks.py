@@ -1,24 +1,31 @@
-"""Checks that backbones and heads share. A failed one is an AssertionError that says what to change."""
+"""Checks that parts of every kind share. A failed one is an AssertionError that says what to change."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, cast
-
-import torch
-from torch import Tensor, nn
+import subprocess
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from oaplug.core.errors import OaplugError
 from oaplug.core.settings import to_mapping
+from oaplug.plug.loading import HOOKS
 from oaplug.plug.registry import parse_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from oaplug.plug.specs import Spec
 
-RELATIVE, ABSOLUTE = 1e-4, 1e-5
-"""How close two ways to the same float32 numbers must come."""
+SLOW_TO_IMPORT = ("torch", "monai", "pandas", "scipy", "sklearn", "SimpleITK", "matplotlib")
+"""What `build` imports, so that listing parts does not wait for it."""
+_IMPORT = """
+import importlib, json, sys
+name, sys.path[:], slow = json.loads(sys.argv[1])
+importlib.import_module(name)
+print(json.dumps([module for module in slow if module in sys.modules]))
+"""
 
 
 def require(condition: bool, spec: Spec, message: str) -> None:
@@ -27,9 +34,9 @@ def require(condition: bool, spec: Spec, message: str) -> None:
         raise AssertionError(f"{spec.kind} {spec.name}: {message}")
 
 
-def are_close(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers up to rounding."""
-    return torch.allclose(first, second, rtol=RELATIVE, atol=ABSOLUTE)
+def one_line(failure: BaseException) -> str:
+    """What an exception is and says, in one line."""
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())}"
 
 
 def check_options(spec: Spec, options: Mapping[str, Any] | None) -> Any:
@@ -50,64 +57,38 @@ def check_options(spec: Spec, options: Mapping[str, Any] | None) -> Any:
     return parsed
 
 
-def as_module(part: object, spec: Spec) -> nn.Module:
-    """What build gave, as the module it must be."""
-    require(isinstance(part, nn.Module), spec, f"build gave {type(part).__name__}; give a torch.nn.Module")
-    return cast("nn.Module", part)
+def check_import(spec: Spec) -> None:
+    """The module that `build` is in is imported to list parts: it must import no slow library.
 
-
-def check_gradients(module: nn.Module, run: Callable[[], Tensor], spec: Spec) -> None:
-    """Every parameter must take part in what `run` gives in training mode, and get a finite gradient."""
-    module.train()
-    module.zero_grad()
-    output = run()
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(4))
-    (output * weights).sum().backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
-    unused = [name for name, gradient in gradients.items() if gradient is None]
+    Builders that belong to no plugin (defined in a test, say) are left alone.
+    """
+    module = getattr(spec.build, "__module__", None) or ""
+    if not _belongs_to_a_plugin(module):
+        return
+    problem, slow = _imported_by(module)
+    require(not problem, spec, f"{module} cannot be imported in a new process ({problem})")
     require(
-        not unused,
+        not slow,
         spec,
-        f"no gradient reaches {', '.join(unused[:5])}; use these parameters in forward or remove them "
-        "(distributed training waits for all of them)",
+        f"importing {module} imports {', '.join(slow)}, for which every listing of parts would wait; "
+        "import them inside build",
     )
-    broken = [name for name, g in gradients.items() if g is not None and not bool(g.isfinite().all())]
-    require(not broken, spec, f"the gradient of {', '.join(broken[:5])} is not finite")
 
 
-def check_state_dict(module: nn.Module, other: nn.Module, inputs: Tensor, spec: Spec) -> None:
-    """Weights saved as safetensors and loaded into a module built anew must give the same outputs."""
-    from safetensors.torch import load, save
-
-    state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    try:
-        other.load_state_dict(load(save(state)), strict=True)
-    except RuntimeError as failure:
-        message = f"its weights cannot be saved and loaded: {' '.join(str(failure).split())}"
-        raise AssertionError(
-            f"{spec.kind} {spec.name}: {message}; register every tensor once, in the constructor"
-        ) from failure
-    module.eval()
-    other.eval()
-    for name, (first, second) in _outputs(module(inputs), other(inputs)).items():
-        require(
-            are_close(first, second),
-            spec,
-            f"{name} differs once its weights were saved and loaded; keep state in parameters and buffers",
-        )
+def _belongs_to_a_plugin(module: str) -> bool:
+    """Whether a module, or a package it is in, is loaded from a file and has hooks of oaplug."""
+    names = module.split(".")
+    loaded = [sys.modules.get(".".join(names[: depth + 1])) for depth in range(len(names))]
+    if loaded[-1] is None or getattr(loaded[-1], "__spec__", None) is None:
+        return False
+    return any(hasattr(one, hook) for one in loaded for hook in HOOKS)
 
 
-def _outputs(first: Any, second: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    if isinstance(first, Tensor):
-        return {"its output": (first, second)}
-    return {f"its output {name!r}": (first[name], second[name]) for name in first}
-
-
-def check_same_seed(first: nn.Module, second: nn.Module, spec: Spec) -> None:
-    """Two modules built after the same torch.manual_seed must have the same weights."""
-    weights, others = first.state_dict(), second.state_dict()
-    require(
-        list(weights) == list(others) and all(torch.equal(weights[name], others[name]) for name in weights),
-        spec,
-        "torch.manual_seed does not settle its initial weights; draw them from torch's global generator only",
-    )
+@lru_cache(maxsize=64)
+def _imported_by(module: str) -> tuple[str, tuple[str, ...]]:
+    """Why a module cannot be imported in a new process, or "", and the slow libraries it imports."""
+    given = json.dumps([module, sys.path, SLOW_TO_IMPORT])
+    done = subprocess.run([sys.executable, "-c", _IMPORT, given], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no message"])[-1], ()
+    return "", tuple(json.loads(done.stdout.splitlines()[-1]))

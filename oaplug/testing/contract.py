@@ -6,5 +6,6 @@ AssertionError that says what to change.
 
 from oaplug.testing.backbone import check_backbone
 from oaplug.testing.head import check_head
+from oaplug.testing.part import check_part
 
-__all__ = ["check_backbone", "check_head"]
+__all__ = ["check_backbone", "check_head", "check_part"]

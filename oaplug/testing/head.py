@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oaplug.core.batch import Batch
 from oaplug.core.target import MISSING
 from oaplug.model.build import build_head
-from oaplug.testing.checks import (
+from oaplug.testing.checks import check_import, check_options, one_line, require
+from oaplug.testing.modules import (
     are_close,
-    as_module,
+    build_seeded,
     check_gradients,
-    check_options,
-    check_same_seed,
     check_state_dict,
-    require,
+    check_weights_follow_seed,
+    under_autocast,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from oaplug.core.target import Target
     from oaplug.plug.protocols import HeadStrategy
@@ -46,6 +48,7 @@ def check_head(
     Raises:
         AssertionError: saying what to change.
     """
+    check_import(spec)
     check_options(spec, options)
     refusal = spec.accepts(targets)
     require(refusal is None, spec, f"it does not accept {list(targets)}: {refusal}; check it with others")
@@ -53,26 +56,23 @@ def check_head(
     rows = len(next(iter(truth.targets.values())))
     features = torch.randn(rows, num_features, generator=torch.Generator().manual_seed(3))
 
-    def build(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        counts = {name: torch.bincount(grades).tolist() for name, grades in truth.targets.items()}
-        built = build_head(
-            spec, options or {}, num_features=num_features, targets=targets, grade_counts=counts
-        )
-        return as_module(built, spec)
-
-    module = build(0)
+    counts = {name: torch.bincount(grades).tolist() for name, grades in truth.targets.items()}
+    build = partial(build_head, spec, options or {}, num_features=num_features, targets=targets)
+    module = check_weights_follow_seed(partial(build, grade_counts=counts), spec)
     head = cast("HeadStrategy", module)
-    check_same_seed(module, build(0), spec)
     _check_loss(head, features, truth, spec)
     check_gradients(module, lambda: head.loss(head(features), truth)["total"], spec)
     module.eval()
     _check_missing_labels(head, features, truth, spec)
+    _check_missing_target(head, features, truth, spec)
     _check_case_weights(head, features, truth, spec)
+    _check_large_logits(head, features, truth, spec)
     _check_probabilities(head, features, targets, spec)
     _check_scores(head, features, targets, spec)
+    _check_rare_grades(build, features, truth, spec)
     with torch.no_grad():
-        check_state_dict(module, build(2), features, spec)
+        other = build_seeded(partial(build, grade_counts=counts), spec, seed=2)
+        check_state_dict(module, other, features, spec)
 
 
 def _every_grade_twice(targets: Mapping[str, Target]) -> Batch:
@@ -100,6 +100,7 @@ def _check_loss(head: HeadStrategy, features: Tensor, truth: Batch, spec: Spec) 
     for name, value in losses.items():
         require(value.dim() == 0, spec, f"the loss {name!r} has shape {tuple(value.shape)}; give a scalar")
         require(bool(value.isfinite()), spec, f"the loss {name!r} is {value.item()}; it must be finite")
+    under_autocast(lambda: head.loss(head(features), truth)["total"], spec, what="the loss")
 
 
 def _check_missing_labels(head: HeadStrategy, features: Tensor, truth: Batch, spec: Spec) -> None:
@@ -124,6 +125,19 @@ def _check_missing_labels(head: HeadStrategy, features: Tensor, truth: Batch, sp
     )
 
 
+def _check_missing_target(head: HeadStrategy, features: Tensor, truth: Batch, spec: Spec) -> None:
+    """A batch may know no label of one target, and those of the others."""
+    for name, grades in truth.targets.items():
+        without = Batch(targets={**truth.targets, name: torch.full_like(grades, MISSING)})
+        total, gradient = _total_and_gradient(head, features, without, spec)
+        require(
+            math.isfinite(total) and bool(gradient.isfinite().all()),
+            spec,
+            f"where no label of {name!r} is known, and those of other targets are, the loss is {total}; "
+            "mask each target by itself",
+        )
+
+
 def _check_case_weights(head: HeadStrategy, features: Tensor, truth: Batch, spec: Spec) -> None:
     weights = torch.ones(len(features))
     plain, _ = _total_and_gradient(head, features, truth, spec)
@@ -141,6 +155,44 @@ def _check_case_weights(head: HeadStrategy, features: Tensor, truth: Batch, spec
         spec,
         "a case of weight 0 gets a gradient; scale each case's loss by truth.case_weights",
     )
+    weights = torch.linspace(0.5, 2, len(features))
+    weighted = Batch(targets=truth.targets, case_weights=weights)
+    _, unscaled = _total_and_gradient(head, features, truth, spec)
+    _, scaled = _total_and_gradient(head, features, weighted, spec)
+    factors = scaled.norm(dim=1) / unscaled.norm(dim=1).clamp(min=1e-12) / weights
+    require(
+        bool((factors / factors.mean() - 1).abs().max() < 1e-2),
+        spec,
+        "the gradients of cases are not in proportion to their case_weights; multiply each case's loss by "
+        "its weight",
+    )
+
+
+def _check_large_logits(head: HeadStrategy, features: Tensor, truth: Batch, spec: Spec) -> None:
+    total, gradient = _total_and_gradient(head, 1e3 * features, truth, spec)
+    require(
+        math.isfinite(total) and bool(gradient.isfinite().all()),
+        spec,
+        f"with large logits the loss is {total}, or its gradient not finite; take logarithms of softmax or "
+        "sigmoid in one step (torch.nn.functional.log_softmax, logsigmoid)",
+    )
+
+
+def _check_rare_grades(build: Callable[..., object], features: Tensor, truth: Batch, spec: Spec) -> None:
+    """Grades that never occur in training, and counts that are not known (create_network gives none)."""
+    some = {name: [0, *torch.bincount(grades)[1:].tolist()] for name, grades in truth.targets.items()}
+    for counts, what in ((some, "a grade that never occurs in training"), ({}, "grade_counts={}")):
+        try:
+            head = cast("HeadStrategy", build_seeded(partial(build, grade_counts=counts), spec, seed=0))
+            total, _ = _total_and_gradient(head, features, truth, spec)
+        except (KeyError, ZeroDivisionError, ValueError, IndexError) as failure:
+            raise AssertionError(
+                f"head {spec.name}: it cannot be built with {what} ({one_line(failure)}); "
+                "counts may be 0 or unknown"
+            ) from failure
+        require(
+            math.isfinite(total), spec, f"built with {what}, its loss is {total}; counts may be 0 or unknown"
+        )
 
 
 def _total_and_gradient(
