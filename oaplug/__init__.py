@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "convert_weights": "oaplug.model.conversion",
     "create_encoder": "oaplug.model.build",
     "create_network": "oaplug.model.build",
     "list_backbones": "oaplug.model.build",

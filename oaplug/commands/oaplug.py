@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 VERBS = {
     "make_phantom": "make a data set of parametric knees to try things on",
     "convert": "turn a data set into a raw dataset folder",
+    "convert_weights": "turn released weights into a checkpoint",
     "extract_fingerprint": "measure the training cases",
     "plan_experiment": "decide geometry, training and augmentation",
     "preprocess": "bring every case into a plan's geometry",
@@ -24,6 +25,7 @@ VERBS = {
     "evaluate": "metrics of one prediction table",
     "analyze": "compare models and write a report",
     "plugins": "list the parts that are installed",
+    "new_plugin": "write a new plugin to be changed",
 }
 
 

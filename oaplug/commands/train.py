@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", help="target of a head that answers one (default: the finest)")
     parser.add_argument("--plans", default="oaplugPlans", metavar="NAME", help="name of the plan")
     parser.add_argument("--tag", help="names another seed or setting: a part of the model folder's name")
+    parser.add_argument(
+        "-num_gpus", type=int, default=1, help="train in as many processes, each with a share of every batch"
+    )
     parser.add_argument("-device", help="cuda, cuda:1, cpu or mps (default: a GPU where there is one)")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same numbers on a GPU every time; slower"
+    )
+    parser.add_argument(
+        "-pretrained_weights",
+        type=Path,
+        metavar="FILE",
+        help="start the encoder from these (.safetensors, or a PyTorch file of tensors); not used by --c",
+    )
     parser.add_argument("--c", action="store_true", help="continue an interrupted training")
     parser.add_argument(
         "--val", action="store_true", help="only predict the validation cases of a trained fold"
@@ -45,18 +60,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="override a plan key or a part's option (training.epochs=50, backbone.width=16); repeatable",
     )
     add_places(parser, "preprocessed", "results")
-    return run_command(parser, _work, arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command(parser, partial(_work, given), given)
 
 
-def _work(arguments: argparse.Namespace) -> None:
+def _work(given: Sequence[str], arguments: argparse.Namespace) -> int | None:
+    if arguments.num_gpus > 1 and "WORLD_SIZE" not in os.environ:
+        from oaplug.train.launch import launch
+
+        return launch(["train", *given], processes=arguments.num_gpus)
+    if arguments.deterministic:
+        arguments.overrides.append("training.deterministic=true")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _train(arguments)
+    return None
+
+
+def _train(arguments: argparse.Namespace) -> None:
     from oaplug.core.paths import find_dataset, run_folder_name
     from oaplug.core.settings import parse_overrides
     from oaplug.model.precision import choose_device
     from oaplug.model.run_folder import write_run
     from oaplug.plug.registry import registry
     from oaplug.prepare.folder import PreprocessedFolder
+    from oaplug.train.batch_size import resolve_batch_size
     from oaplug.train.fold import FoldRequest, train_fold
+    from oaplug.train.pretrained import with_weights
     from oaplug.train.settings import RunRequest, model_name, resolve_run
+    from oaplug.train.world import join_world, leave_world
 
     data = PreprocessedFolder(find_dataset(places(arguments).preprocessed, arguments.dataset))
     request = RunRequest(
@@ -77,9 +108,14 @@ def _work(arguments: argparse.Namespace) -> None:
         tag=arguments.tag,
     )
     folder = places(arguments).results / data.folder.name / name
+    is_trained = arguments.c or arguments.val
+    run = with_weights(run, folder, weights=arguments.pretrained_weights, is_trained=is_trained)
     split = _choose_split(data, arguments.fold)
-    device = choose_device(arguments.device)
-    write_run(folder, run, fingerprint=data.fingerprint())
+    world, device = join_world(choose_device(arguments.device))
+    run = resolve_batch_size(run, registry(), folder=folder, device=device, world=world)
+    if world.is_first:
+        write_run(folder, run, fingerprint=data.fingerprint())
+    world.wait()
     fold = FoldRequest(
         run=run,
         folder=folder,
@@ -90,10 +126,14 @@ def _work(arguments: argparse.Namespace) -> None:
         resume=arguments.c,
         validate_only=arguments.val,
         callbacks=tuple(arguments.callback),
+        pretrained_weights=arguments.pretrained_weights,
+        world=world,
     )
     with Progress(f"training {name} fold {arguments.fold}") as progress:
         trained = train_fold(fold, registry(), progress=progress)
-    _say_next(trained, folder, arguments)
+    leave_world()
+    if world.is_first:
+        _say_next(trained, folder, arguments)
 
 
 def _choose_split(data: PreprocessedFolder, fold: str) -> Fold:

@@ -44,21 +44,43 @@ class TrainSettings:
 
     epochs: int = 100
     batch_size: int = 2
+    memory_gib: float | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
     warmup_epochs: float = 1.0
+    accumulation_steps: int = 1
     gradient_clip: float | None = 5.0
+    ema_decay: float | None = None
+    layer_decay: float = 1.0
+    freeze_encoder: bool = False
+    early_stopping_epochs: int | None = None
+    skip_bad_steps: int = 0
+    compile: bool = False
+    deterministic: bool = False
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool = True
     class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["uniform", "balanced"] = "uniform"
     best_metric: str = "auto"
     seed: int = 0
     threads: int | None = None
+    readers: int = 1
+    checkpoint_minutes: float = 15.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise PlanError("epochs, batch_size and learning_rate must be positive")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise PlanError(f"memory_gib must be positive, or null for what is free, got {self.memory_gib}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise PlanError(f"ema_decay must be from 0 to below 1, such as 0.999, got {self.ema_decay}")
+        if not 0 < self.layer_decay <= 1 or self.accumulation_steps < 1 or self.checkpoint_minutes <= 0:
+            raise PlanError(
+                "layer_decay must be above 0 and at most 1, accumulation_steps and checkpoint_minutes above 0"
+            )
+        if min(self.readers, self.skip_bad_steps) < 0 or (self.early_stopping_epochs or 1) < 1:
+            raise PlanError("readers and skip_bad_steps must not be negative, early_stopping_epochs positive")
         if self.warmup_epochs < 0 or self.weight_decay < 0 or (self.threads is not None and self.threads < 1):
             raise PlanError("warmup_epochs and weight_decay must not be negative, threads must be positive")
 

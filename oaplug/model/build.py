@@ -12,6 +12,7 @@ from oaplug.plug.specs import BackboneSpec, HeadSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from oaplug.model.network import Network
     from oaplug.plug.protocols import Encoder, HeadStrategy
@@ -101,8 +102,9 @@ def create_network(
     target: str | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     head_options: Mapping[str, Any] | None = None,
+    weights: Path | str | None = None,
 ) -> Network:
-    """A network with random weights: encoder + head strategy.
+    """A network: encoder + head strategy, with random weights or those of a checkpoint.
 
     Args:
         backbone: a name of `list_backbones()`.
@@ -113,13 +115,23 @@ def create_network(
         target: which target, for heads of one (default the finest).
         backbone_options: options of the backbone.
         head_options: options of the head.
+        weights: a checkpoint of these parts. One that `convert_weights` wrote knows their options, which
+            are taken where none are given; one of an encoder alone leaves the head random.
 
     Raises:
         PluginError: for unknown parts or options, or a head that does not suit the targets.
+        CheckpointError: for a checkpoint of other parts, or one that does not fit.
     """
+    from pathlib import Path
+
     from oaplug.core.target import targets_from_json, targets_to_json
+    from oaplug.model.conversion import load_weights, open_weights
     from oaplug.model.network import Network
 
+    opened = None if weights is None else open_weights(Path(weights))
+    if opened is not None:
+        backbone_options = opened.options("backbone", backbone) | dict(backbone_options or {})
+        head_options = opened.options("head", head) | dict(head_options or {})
     known = {n: targets_to_json({n: t})[n] if isinstance(t, Target) else t for n, t in targets.items()}
     head_spec = registry().spec(HeadSpec, head)
     given = targets_of_head(head_spec, targets_from_json(known, where="targets"), target=target)
@@ -133,4 +145,7 @@ def create_network(
         targets=given,
         grade_counts={},
     )
-    return Network(encoder, strategy)
+    network = Network(encoder, strategy)
+    if opened is not None:
+        load_weights(network, opened)
+    return network

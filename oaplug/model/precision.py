@@ -46,9 +46,13 @@ class Precision:
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device and layout."""
-        network = network.to(self.device)
+        return self.lay_out(network.to(self.device))
+
+    def lay_out(self, network: nn.Module) -> nn.Module:
+        """Bring the weights of 3D convolutions into the layout; those of 2D ones have no such layout."""
         if self.channels_last:
-            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            for weight in (w for w in network.parameters() if w.ndim == 5):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
         return network
 
     def arrange(self, volume: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from oaplug.core.plan import Configuration, Plan, plan_from_json, plan_to_json
 from oaplug.core.settings import from_mapping, to_mapping
 from oaplug.model.build import build_encoder, build_head, targets_of_head
 from oaplug.model.parts import PartRecord, find_recorded
+from oaplug.model.weight_files import FileRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,16 +27,33 @@ if TYPE_CHECKING:
     from oaplug.plug.registry import Registry
 
 RUN_SCHEMA = 1
+_RESOLVED = {"run.batch", "plan.training.memory_gib"}
+"""What the batch size was resolved from, once: it may be otherwise where another fold is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchChoice:
+    """How the batch size in a run's plan came from the planned one: the memory of its step, and the target.
+
+    The memory is that of one process; None where it could not be estimated.
+    """
+
+    planned: int
+    estimated_gib: float | None = None
+    target_gib: float | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunChoices:
-    """What was chosen for a run beside the plan."""
+    """What was chosen for a run beside the plan; `pretrained_weights` is the file its encoder starts from."""
 
     configuration: str
     backbone: PartRecord
     head: PartRecord
     target: str | None = None
+    batch: BatchChoice | None = None
+    pretrained_weights: FileRecord | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,14 +83,27 @@ def write_run(folder: Path, run: RunDescription, *, fingerprint: Any) -> None:
     """
     path = folder / "plans.json"
     content = run_to_json(run)
-    if path.is_file() and any(folder.glob("fold_*/checkpoint_*")):
+    if path.is_file() and has_trained_fold(folder):
         _refuse_difference(read_json(path, error=PlanError), content, path=path)
         return
     write_json(folder / "dataset.json", description_to_json(run.description))
     if fingerprint is not None:
         write_json(folder / "dataset_fingerprint.json", fingerprint)
-    write_json(folder / "provenance.json", {**_provenance(), "leak_key": _leak_key(folder)})
+    provenance = {**_provenance(), "leak_key": _leak_key(folder)}
+    if run.choices.pretrained_weights is not None:
+        provenance["pretrained_weights"] = to_mapping(run.choices.pretrained_weights)
+    write_json(folder / "provenance.json", provenance)
     write_json(path, content)
+
+
+def has_trained_fold(folder: Path) -> bool:
+    """Whether something was trained in a run's folder: from then on it has one set of settings."""
+    return any(folder.glob("fold_*/checkpoint_*"))
+
+
+def is_same_run(first: RunDescription, second: RunDescription) -> bool:
+    """Whether folds of both may lie in one folder."""
+    return _first_difference(run_to_json(first), run_to_json(second)) is None
 
 
 def _refuse_difference(there: Any, new: Mapping[str, Any], *, path: Path) -> None:
@@ -88,7 +119,8 @@ def _first_difference(there: Any, new: Any, prefix: str = "") -> str | None:
     if isinstance(there, dict) and isinstance(new, dict):
         for key in [*new, *(k for k in there if k not in new)]:
             name = f"{prefix}.{key}" if prefix else key
-            if key in {"version", "reasons", "overrides"}:  # what an override changes shows elsewhere
+            # what an override changes shows elsewhere, and a renamed file of weights has its sha256
+            if key in {"version", "reasons", "overrides", "file"} or name in _RESOLVED:
                 continue
             if (found := _first_difference(there.get(key), new.get(key), name)) is not None:
                 return found

@@ -24,7 +24,7 @@ from oaplug.prepare.field_of_view import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from oaplug.core.dataset import DatasetDescription
     from oaplug.prepare.field_of_view import Geometry, Size, Triple
@@ -77,6 +77,24 @@ def plan_experiment(
         augmentation=AugmentationSettings(mirror_axes=()),
         reasons=reasons | training_reasons | _augmentation_reasons(),
     )
+
+
+def plan_for_backbone(
+    decide: Callable[..., Plan], backbone: str, *, size_multiple: Size, plans_name: str
+) -> Plan:
+    """The plan for a backbone: the one for all, or where its sizes differ another, named after the backbone.
+
+    `decide` is plan_experiment with all but plans_name and size_multiple; a plans_name that is not the
+    default stands.
+    """
+    fitted = decide(plans_name=plans_name, size_multiple=size_multiple)
+    if plans_name != DEFAULT_PLANS or _sizes(fitted) == _sizes(decide(plans_name=plans_name)):
+        return fitted
+    return decide(plans_name=f"{plans_name}_{backbone}", size_multiple=size_multiple)
+
+
+def _sizes(plan: Plan) -> list[Size]:
+    return [configuration.size_voxels for configuration in plan.configurations.values()]
 
 
 def _check_channels(description: DatasetDescription, fingerprint: Fingerprint) -> None:
@@ -175,6 +193,7 @@ def _training(
     reasons = {
         "epochs": "a usual length; look at progress.png before changing it",
         "batch_size": why_batch,
+        "memory_gib": "null: what is free where a run begins; a batch size that does not fit is lowered then",
         "learning_rate": "PyTorch's default for AdamW",
         "weight_decay": "light, on top of augmentation",
         "schedule": "cosine ends at a rate near zero, so the last epochs differ little",
