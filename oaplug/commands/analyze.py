@@ -10,6 +10,9 @@ from oaplug.commands.shell import Parser, Progress, run_command
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import Any
+
+PAIRED = "paired_statistics"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +35,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument(
+        "--intersect", action="store_true", help="compare the cases that all models predict, and say how many"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="ANALYSIS.KEY=VALUE",
+        dest="options",
+        help="an option of an analysis; repeatable",
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="compare all other models with this one (paired_statistics)"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("pairs", "study"),
+        help="study: the comparisons of the article, its random stream included (paired_statistics)",
+    )
     return run_command(parser, _work, arguments)
 
 
@@ -42,14 +64,44 @@ def _work(arguments: argparse.Namespace) -> int:
     from oaplug.study.report import write_report
     from oaplug.study.run import run_study
 
-    study = open_study(name_models(arguments.models), resamples=arguments.resamples, seed=arguments.seed)
+    study = open_study(
+        name_models(arguments.models),
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        intersect=arguments.intersect,
+    )
     make_folder(arguments.output)
     with Progress("analyzing") as progress:
         outcome = run_study(
-            study, arguments.analyses, folder=arguments.output, registry=registry(), progress=progress
+            study,
+            arguments.analyses,
+            folder=arguments.output,
+            registry=registry(),
+            options=_options(arguments),
+            progress=progress,
         )
     report = write_report(arguments.output)
     for name, status in outcome.statuses.items():
         print(f"{name}: {status}")
     print(f"result: {outcome.findings}\nnext:   open {report} in a browser")
     return 1 if outcome.failed else 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Options by analysis, from --set and the two options that stand for one of paired_statistics."""
+    from oaplug.core.errors import PluginError
+    from oaplug.core.settings import parse_overrides
+
+    options: dict[str, dict[str, Any]] = {}
+    for key in ("baseline", "protocol"):
+        if (value := getattr(arguments, key)) is not None:
+            options.setdefault(PAIRED, {})[key] = value
+    for assignment, value in parse_overrides(arguments.options).items():
+        distribution, colon, rest = assignment.rpartition(":")
+        analysis, dot, key = rest.partition(".")
+        if not (analysis and dot and key):
+            raise PluginError(
+                f"--set {assignment}: expected ANALYSIS.KEY=VALUE, as in {PAIRED}.baseline=NAME"
+            )
+        options.setdefault(f"{distribution}{colon}{analysis}", {})[key] = value
+    return options

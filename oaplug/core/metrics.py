@@ -2,7 +2,8 @@
 
 A bootstrap resample is a row of case weights (how often each case was drawn), so every metric takes
 weights (..., N) and gives one value per row: the point estimate is the row of ones. Values that are
-not defined (one class only) are NaN. The tests hold them against scikit-learn.
+not defined (one class only) are NaN. Counts are best given as integers: where no sum can exceed what
+single precision holds exactly, they are multiplied in it. The tests hold all against scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
+    Weights = NDArray[np.float32] | NDArray[np.float64]
+
+MATRIX_UP_TO = 64
+"""Size of the smaller class up to which an AUC is a matrix product, and from which cumulative sums win."""
+
+EXACT_TOTAL = 4096
+"""Whole weights below this total: no product of two sums exceeds the 24 bits of single precision."""
 
 
 def confusion(
@@ -27,10 +37,10 @@ def confusion(
     rows, columns = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     if rows.size and not (min(rows.min(), columns.min()) >= 0 and max(rows.max(), columns.max()) < grades):
         raise ValueError(f"grade indices must lie in 0..{grades - 1}; leave out cases whose truth is unknown")
-    weight = np.ones(rows.shape) if weights is None else np.asarray(weights, dtype=np.float64)
-    cells = np.zeros((rows.size, grades * grades))
-    cells[np.arange(rows.size), rows * grades + columns] = 1.0
-    flat: Floats = weight @ cells
+    weight = _as_weights(weights, rows.size)
+    cells = np.zeros((rows.size, grades * grades), dtype=weight.dtype)
+    cells[np.arange(rows.size), rows * grades + columns] = 1
+    flat: Floats = (weight @ cells).astype(np.float64)
     return flat.reshape(*weight.shape[:-1], grades, grades)
 
 
@@ -94,17 +104,46 @@ def auc(positive: ArrayLike, score: ArrayLike, *, weights: ArrayLike | None = No
     `positive` (N,) is boolean, `score` (N,); NaN for a row of weights that holds one class only.
     """
     is_positive, scores = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
-    weight = np.ones(scores.shape) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not scores.size:
-        return np.full(weight.shape[:-1], np.nan)
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, scores[order][1:] != scores[order][:-1]])
-    sorted_weight, sorted_positive = weight[..., order], is_positive[order]
-    positives = np.add.reduceat(sorted_weight * sorted_positive, starts, axis=-1)
-    negatives = np.add.reduceat(sorted_weight * ~sorted_positive, starts, axis=-1)
-    below = np.cumsum(negatives, axis=-1) - negatives
-    wins = (positives * (below + 0.5 * negatives)).sum(axis=-1)
-    return _ratio(wins, positives.sum(axis=-1) * negatives.sum(axis=-1))
+    return _auc(is_positive, scores, _as_weights(weights, scores.size))
+
+
+def _auc(is_positive: NDArray[np.bool_], scores: Floats, weight: Weights) -> Floats:
+    above, below = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+    positives, negatives = weight.take(above, axis=-1), weight.take(below, axis=-1)
+    if min(above.size, below.size) <= MATRIX_UP_TO:
+        beaten = _beaten_by_product(scores[above], scores[below], negatives)
+    else:
+        beaten = _beaten_by_sums(scores[above], scores[below], negatives)
+    wins = np.einsum("...i,...i->...", positives, beaten)
+    return _ratio(wins, _total(positives) * _total(negatives))
+
+
+def _total(weight: Weights) -> Weights:
+    """Sums (...) over cases of weights (..., N), as a product because that is faster."""
+    total: Weights = weight @ np.ones(weight.shape[-1], dtype=weight.dtype)
+    return total
+
+
+def _beaten_by_product(positive_scores: Floats, negative_scores: Floats, negatives: Weights) -> Weights:
+    """Weight of the negatives (..., P) below each positive, ties half, from `negatives` (..., M)."""
+    lower = negative_scores[:, None] < positive_scores
+    equal = negative_scores[:, None] == positive_scores
+    product: Weights = negatives @ (lower + 0.5 * equal).astype(negatives.dtype)
+    return product
+
+
+def _beaten_by_sums(positive_scores: Floats, negative_scores: Floats, negatives: Weights) -> Weights:
+    """The same by sorting once and summing up, which takes no P x M matrix."""
+    order = np.argsort(negative_scores, kind="stable")
+    first = np.searchsorted(negative_scores[order], positive_scores, side="left")
+    last = np.searchsorted(negative_scores[order], positive_scores, side="right")
+    summed = np.zeros((*negatives.shape[:-1], order.size + 1), dtype=negatives.dtype)
+    np.cumsum(negatives.take(order, axis=-1), axis=-1, out=summed[..., 1:])
+    beaten: Weights = summed.take(first, axis=-1)
+    if not np.array_equal(first, last):
+        beaten += summed.take(last, axis=-1)
+        beaten *= 0.5
+    return beaten
 
 
 def auc_macro(truth: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | None = None) -> Floats:
@@ -113,9 +152,10 @@ def auc_macro(truth: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike 
     `truth` (N,) grade indices, `probabilities` (N,K); for K = 2 this is the AUC of grade 1.
     """
     index, table = np.asarray(truth), np.asarray(probabilities, dtype=np.float64)
+    weight = _as_weights(weights, index.size)
     if table.shape[1] == 2:
-        return auc(index == 1, table[:, 1], weights=weights)
-    curves = [auc(index == grade, table[:, grade], weights=weights) for grade in range(table.shape[1])]
+        return _auc(index == 1, table[:, 1], weight)
+    curves = [_auc(index == grade, table[:, grade], weight) for grade in range(table.shape[1])]
     return _nanmean(np.stack(curves, axis=-1))
 
 
@@ -139,6 +179,12 @@ METRIC_NAMES = {
 }
 
 
+def metrics_of(grades: int, *, ordered: bool) -> tuple[str, ...]:
+    """Keys of METRIC_NAMES that suit a target of so many grades: kappa and MAE need three in order."""
+    suits = ordered and grades > 2
+    return tuple(name for name in METRIC_NAMES if suits or name not in {"qwk", "mae"})
+
+
 def target_metrics(
     truth: ArrayLike,
     probabilities: ArrayLike,
@@ -146,23 +192,29 @@ def target_metrics(
     *,
     ordered: bool,
     weights: ArrayLike | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, Floats]:
     """The study's metrics of one target, from truth (N,), probabilities (N,K) and predictions (N,).
 
     F1 is that of the positive grade for two grades, the macro mean for more; kappa and MAE are given
-    for ordered targets of more than two grades.
+    for ordered targets of more than two grades. `names` asks for some of them only.
     """
     grades = np.asarray(probabilities).shape[1]
+    wanted = [n for n in metrics_of(grades, ordered=ordered) if names is None or n in names]
+    values = {}
+    if "auc" in wanted:
+        values["auc"] = auc_macro(truth, probabilities, weights=weights)
+    if wanted == ["auc"]:
+        return values
     matrix = confusion(truth, predicted, grades=grades, weights=weights)
-    values = {
-        "auc": auc_macro(truth, probabilities, weights=weights),
-        "accuracy": accuracy(matrix),
-        "f1": f1_positive(matrix) if grades == 2 else f1_macro(matrix),
-        "balanced_accuracy": balanced_accuracy(matrix),
+    of_matrix = {
+        "accuracy": accuracy,
+        "f1": f1_positive if grades == 2 else f1_macro,
+        "balanced_accuracy": balanced_accuracy,
+        "qwk": quadratic_kappa,
+        "mae": mean_absolute_error,
     }
-    if ordered and grades > 2:
-        values |= {"qwk": quadratic_kappa(matrix), "mae": mean_absolute_error(matrix)}
-    return values
+    return values | {name: of_matrix[name](matrix) for name in wanted if name != "auc"}
 
 
 def predicted_grades(probabilities: ArrayLike) -> NDArray[np.int64]:
@@ -171,6 +223,16 @@ def predicted_grades(probabilities: ArrayLike) -> NDArray[np.int64]:
     if table.shape[1] == 2:
         return (table[:, 1] >= 0.5).astype(np.int64)
     return np.asarray(table.argmax(axis=1), dtype=np.int64)
+
+
+def _as_weights(weights: ArrayLike | None, cases: int) -> Weights:
+    """Weights (..., N) as floats: whole ones in single precision where every product of sums is exact."""
+    if weights is None:
+        return np.ones(cases)
+    given = np.asarray(weights)
+    if np.issubdtype(given.dtype, np.integer) and given.sum(axis=-1).max(initial=0) < EXACT_TOTAL:
+        return given.astype(np.float32)
+    return given.astype(np.float64, copy=False)
 
 
 def _diagonal(matrix: Floats) -> Floats:

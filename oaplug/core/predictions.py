@@ -10,6 +10,7 @@ import numpy as np
 
 from oaplug.core.artifacts import atomic_path, check_schema, read_json, write_json
 from oaplug.core.errors import DatasetError, PredictionError
+from oaplug.core.published import from_published, is_published
 from oaplug.core.target import MISSING, Target, grade_names, targets_from_json, targets_to_json
 
 if TYPE_CHECKING:
@@ -120,23 +121,43 @@ def _sidecar(table: PredictionTable) -> dict[str, Any]:
 def read_predictions(path: Path) -> PredictionTable:
     """Read a predictions.csv and the predictions.json beside it (`path`: the CSV or its folder).
 
+    A CSV of the study's published schema (`oaplug.core.published`) needs no predictions.json.
     Raises PredictionError naming the row and column that is off.
     """
     path = path / "predictions.csv" if path.is_dir() else path
     sidecar = path.with_suffix(".json")
+    if path.is_file() and not sidecar.exists() and is_published(rows := _read_rows(path)):
+        targets, records = from_published(rows)
+        return _make_table(records, targets, path=path, model=path.stem)
     content = read_json(sidecar, error=PredictionError, hint="it is written together with the CSV; copy both")
     content = check_schema(content, path=sidecar, newest=PREDICTIONS_SCHEMA, error=PredictionError)
     # A head may answer a derived target alone, so parents are asked for only where they are there.
     targets = _read_targets(content.get("targets", {}), where=str(sidecar))
-    records = _read_records(path)
     trained = content.get("trained_on")
+    return _make_table(
+        _read_records(path),
+        targets,
+        path=path,
+        model=str(content.get("model", "")),
+        seen=None if trained is None else _trained_on_from_json(trained),
+    )
+
+
+def _make_table(
+    records: Sequence[Mapping[str, str]],
+    targets: Mapping[str, Target],
+    *,
+    path: Path,
+    model: str,
+    seen: TrainedOn | None = None,
+) -> PredictionTable:
     return PredictionTable(
         case_ids=tuple(r["case_id"] for r in records),
         subject_ids=tuple(r.get("subject_id") or r["case_id"] for r in records),
         folds=tuple(r.get("fold", "") for r in records),
         targets={name: _read_target(records, target, path=path) for name, target in targets.items()},
-        model=str(content.get("model", "")),
-        trained_on=None if trained is None else _trained_on_from_json(trained),
+        model=model,
+        trained_on=seen,
     )
 
 
@@ -176,7 +197,7 @@ def _read_targets(content: Mapping[str, Any], *, where: str) -> dict[str, Target
     return whole
 
 
-def _read_records(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             records = list(csv.DictReader(file))
@@ -184,6 +205,11 @@ def _read_records(path: Path) -> list[dict[str, str]]:
         raise PredictionError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, csv.Error) as failure:
         raise PredictionError(f"{path} cannot be read as UTF-8 CSV: {failure}") from None
+    return records
+
+
+def _read_records(path: Path) -> list[dict[str, str]]:
+    records = _read_rows(path)
     if not records or "case_id" not in records[0]:
         raise PredictionError(f"{path}: expected a column 'case_id' and at least one row")
     return records
@@ -194,7 +220,7 @@ def _read_target(records: Sequence[Mapping[str, str]], target: Target, *, path: 
     for column in [f"{target.name}_true", f"{target.name}_pred", *columns]:
         if column not in records[0]:
             raise PredictionError(
-                f"{path}: no column {column!r}, though predictions.json has target {target.name!r}"
+                f"{path}: no column {column!r}, though the table has the target {target.name!r}"
             )
     return TargetPredictions(
         target=target,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,34 +21,46 @@ if TYPE_CHECKING:
 
     from oaplug.core.predictions import PredictionTable, TargetPredictions
 
+    Paths = Mapping[str, Path | tuple[Path, ...]]
+
+log = logging.getLogger(__name__)
 SHOWN_IDS = 5
 
 
-def name_models(arguments: Sequence[str]) -> dict[str, Path]:
+def name_models(arguments: Sequence[str]) -> dict[str, Path | tuple[Path, ...]]:
     """Paths by model name, from `[NAME=]PATH` as written on the command line.
 
     An unnamed path is called after its folder; RUN/predictions/SET and RUN/fold_N/validation after RUN.
-    Raises PredictionError where two models would have one name.
+    A NAME given several times is one model with several runs. Raises PredictionError where two models
+    would have one name by chance, or one path is given twice under one name.
     """
-    models: dict[str, Path] = {}
+    models: dict[str, Path | tuple[Path, ...]] = {}
+    unnamed: set[str] = set()
     for argument in arguments:
-        name, path = _split_argument(argument)
-        if name in models:
+        name, path, named = _split_argument(argument)
+        earlier = _runs(models.get(name, ()))
+        if earlier and (not named or name in unnamed or path in earlier):
             raise PredictionError(
-                f"two models are called {name!r} ({models[name]} and {path}); tell them apart with NAME=PATH"
+                f"two models are called {name!r} ({earlier[0]} and {path}); tell them apart with NAME=PATH"
             )
-        models[name] = path
+        unnamed |= set() if named else {name}
+        models[name] = (*earlier, path) if earlier else path
     return models
 
 
-def _split_argument(argument: str) -> tuple[str, Path]:
+def _runs(paths: Path | tuple[Path, ...]) -> tuple[Path, ...]:
+    return paths if isinstance(paths, tuple) else (paths,)
+
+
+def _split_argument(argument: str) -> tuple[str, Path, bool]:
+    """Name and path of an argument, and whether the name was given."""
     name, equals, rest = argument.partition("=")
     if not equals or Path(argument).expanduser().exists():
         path = Path(argument).expanduser()
-        return _default_name(path), path
+        return _default_name(path), path, False
     if not name.strip() or not rest:
         raise PredictionError(f"{argument!r}: expected PATH or NAME=PATH")
-    return name.strip(), Path(rest).expanduser()
+    return name.strip(), Path(rest).expanduser(), True
 
 
 def _default_name(path: Path) -> str:
@@ -59,18 +73,23 @@ def _default_name(path: Path) -> str:
     return folder.parent.parent.name if is_set or is_validation else folder.name
 
 
-def open_study(models: Mapping[str, Path], *, resamples: int, seed: int) -> Study:
+def open_study(models: Paths, *, resamples: int, seed: int, intersect: bool = False) -> Study:
     """Open every model's predictions and pair their cases, in the order of the first model.
 
-    A path is a predictions.csv, a folder that holds one, or a model folder with one predicted set.
-    Raises PathError for a path that does not exist, PredictionError where the tables do not belong
-    together, LeakError for cases of subjects a model was trained on.
+    A path is a predictions.csv, a folder that holds one, or a model folder with one predicted set;
+    several paths are runs of one model, called NAME#1, NAME#2. `intersect` compares the cases that all
+    models predict instead of refusing unequal sets. Raises PathError for a path that does not exist,
+    PredictionError where the tables do not belong together, LeakError for cases of subjects a model was
+    trained on.
     """
     if not models:
         raise PredictionError("no model was given: pass at least one model folder or predictions.csv")
     if resamples < 1:
         raise PredictionError(f"the number of bootstrap resamples must be positive, got {resamples}")
-    opened = [_open_model(name, path) for name, path in models.items()]
+    opened = [model for name, paths in models.items() for model in _open_runs(name, _runs(paths))]
+    everything = set().union(*(model.predictions.case_ids for model in opened))
+    if intersect:
+        opened = _intersect(opened)
     paired = [opened[0], *(_pair(opened[0], other) for other in opened[1:])]
     _check_truths(paired)
     first = paired[0].predictions
@@ -80,7 +99,32 @@ def open_study(models: Mapping[str, Path], *, resamples: int, seed: int) -> Stud
         subject_ids=first.subject_ids,
         resamples=resamples,
         seed=seed,
+        left_out=len(everything) - len(first.case_ids),
     )
+
+
+def _intersect(models: Sequence[StudyModel]) -> list[StudyModel]:
+    """The models with the cases that all of them predict; says how many are left out."""
+    sets = [set(model.predictions.case_ids) for model in models]
+    common, everything = set.intersection(*sets), set.union(*sets)
+    if not common:
+        raise PredictionError(f"no case is predicted by all of {', '.join(model.name for model in models)}")
+    log.info("comparing the %d cases that all models predict, of %d", len(common), len(everything))
+    return [
+        replace(
+            m, predictions=m.predictions.take([case for case in m.predictions.case_ids if case in common])
+        )
+        for m in models
+    ]
+
+
+def _open_runs(name: str, paths: Sequence[Path]) -> list[StudyModel]:
+    """The model at a path, or several runs of it, numbered from 1."""
+    if len(paths) == 1:
+        return [_open_model(name, paths[0])]
+    return [
+        replace(_open_model(f"{name}#{number}", path), run_of=name) for number, path in enumerate(paths, 1)
+    ]
 
 
 def _open_model(name: str, path: Path) -> StudyModel:
@@ -141,11 +185,12 @@ def _pair(first: StudyModel, other: StudyModel) -> StudyModel:
         ]
         raise PredictionError(
             f"{first.name} and {other.name} were not given the same cases; "
-            f"{'; '.join(differences)}; predict the same set with both"
+            f"{'; '.join(differences)}; predict the same set with both, "
+            "or compare the common cases with --intersect"
         )
     table = other.predictions.take(first.predictions.case_ids)
     _refuse(first, other, what="subjects", off=_differing(first.predictions.subject_ids, table.subject_ids))
-    return StudyModel(name=other.name, predictions=table, folder=other.folder)
+    return replace(other, predictions=table)
 
 
 def _check_truths(models: Sequence[StudyModel]) -> None:

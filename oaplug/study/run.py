@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from oaplug.core.artifacts import make_folder, write_json
+from oaplug.core.errors import OaplugError, PluginError
 from oaplug.core.findings import Findings, findings_to_json
 from oaplug.core.target import MISSING, grade_names
 from oaplug.plug.registry import parse_options
@@ -52,14 +53,17 @@ def run_study(
     *,
     folder: Path,
     registry: Registry,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> StudyOutcome:
     """Run `analyses` (None: all that are registered) and write FOLDER/findings.json and FOLDER/ANALYSIS/.
 
-    An analysis whose needs the study does not meet is skipped with the reason; one that fails keeps its
-    traceback in findings.json, and the others stand. Raises PluginError for an unknown name.
+    `options` gives options by analysis, called as in `analyses`. An analysis whose needs the study does
+    not meet is skipped with the reason; one that fails keeps its traceback in findings.json, and the
+    others stand. Raises PluginError for an unknown name or option, before anything runs.
     """
     parts = _choose(registry, analyses)
+    chosen = _options(parts, options or {}, registry=registry)
     make_folder(folder)
     sections: dict[str, dict[str, Any]] = {}
     for done, (name, part) in enumerate(parts.items()):
@@ -69,7 +73,7 @@ def run_study(
             "name": name,
             "plugin": f"{part.distribution} {part.version}",
             "summary": part.spec.summary,
-            **_run_one(study, part, folder=folder / name),
+            **_run_one(study, part, options=chosen.get(name), folder=folder / name),
         }
     if progress is not None:
         progress(len(parts), len(parts), "done")
@@ -94,8 +98,22 @@ def _choose(registry: Registry, names: Sequence[str] | None) -> dict[str, Part]:
     }
 
 
-def _run_one(study: Study, part: Part, *, folder: Path) -> dict[str, Any]:
-    """Status and findings of one analysis."""
+def _options(
+    parts: Mapping[str, Part], given: Mapping[str, Mapping[str, Any]], *, registry: Registry
+) -> dict[str, Any]:
+    """The options given for some of `parts`, checked, by the name of their section."""
+    chosen = {}
+    for name, mapping in given.items():
+        part = registry.get(AnalysisSpec.kind, name)
+        section = next((section for section, other in parts.items() if other is part), None)
+        if section is None:
+            raise PluginError(f"options were given for {name}, which is not among the analyses to run (-a)")
+        chosen[section] = parse_options(part.spec, mapping)
+    return chosen
+
+
+def _run_one(study: Study, part: Part, *, options: Any, folder: Path) -> dict[str, Any]:
+    """Status and findings of one analysis; `options` None: its defaults."""
     spec = part.spec
     assert isinstance(spec, AnalysisSpec)
     if lacking := sorted(spec.needs - study.provides):
@@ -104,11 +122,15 @@ def _run_one(study: Study, part: Part, *, folder: Path) -> dict[str, Any]:
             "reason": f"it needs {', '.join(lacking)}, which this study does not have",
         }
     try:
-        findings = spec.build(parse_options(spec, None)).run(study, make_folder(folder))
+        options = parse_options(spec, None) if options is None else options
+        findings = spec.build(options).run(study, make_folder(folder))
         if not isinstance(findings, Findings):
             raise TypeError(f"run() gave {type(findings).__name__}, expected Findings")
         content = findings_to_json(findings)
         json.dumps(content, allow_nan=False)
+    except OaplugError as failure:  # something the user can put right: its message says it all
+        log.warning("the analysis %s failed: %s", spec.name, failure)
+        return {"status": "failed", "reason": str(failure)}
     except Exception as failure:
         text = "".join(traceback.format_exception(failure))
         log.warning("the analysis %s failed: %s: %s", spec.name, type(failure).__name__, failure)
@@ -125,6 +147,7 @@ def _describe(study: Study) -> dict[str, Any]:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cases": len(study.case_ids),
         "subjects": len(set(study.subject_ids)),
+        "left_out": study.left_out,
         "resamples": study.resamples,
         "seed": study.seed,
         "models": [_describe_model(model) for model in study.models],

@@ -52,6 +52,20 @@ def panels(
     return canvas, axes
 
 
+def stacked(
+    heights_inches: Sequence[float], *, around_inches: float, width_inches: float
+) -> tuple[Canvas, list[Axes]]:
+    """Panels of different heights below each other, with `around_inches` for the title and axis of each."""
+    height_inches = sum(heights_inches) + around_inches * len(heights_inches)
+    canvas = Canvas(figsize=(width_inches, height_inches), dpi=DPI)
+    canvas.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07)
+    grid = canvas.add_gridspec(len(heights_inches), 1, height_ratios=list(heights_inches))
+    axes = [canvas.add_subplot(grid[row, 0]) for row in range(len(heights_inches))]
+    for one in axes:
+        _tidy(one)
+    return canvas, axes
+
+
 def _tidy(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
