@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from oaplug.commands.shell import Progress, add_places, default_processes, places, triple
@@ -26,7 +27,10 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     """What a plan can be told."""
     parser.add_argument("--plans", default="oaplugPlans", metavar="NAME", help="name of the plan")
     parser.add_argument(
-        "-b", dest="backbone", metavar="BACKBONE", help="make sizes multiples of what this one needs"
+        "-b",
+        dest="backbone",
+        metavar="BACKBONE",
+        help="for this one: a plan of its own where sizes differ",
     )
     parser.add_argument("--size", **triple(int), help="input size in voxels instead of the planned one")
     parser.add_argument("--spacing", **triple(float), help="spacing in mm instead of the planned one")
@@ -99,35 +103,45 @@ def extract(arguments: argparse.Namespace) -> Path:
 
 
 def plan(arguments: argparse.Namespace) -> Path:
-    """Decide; gives the plan's path. A plan made before under that name is replaced."""
+    """Decide; gives the plan's path. A plan made before under that name is replaced.
+
+    A backbone that needs other sizes than the default plan has gets a plan of its own name, which is
+    `arguments.plans` from then on.
+    """
     from oaplug.core.plan import write_plan
     from oaplug.prepare.fingerprint import read_fingerprint
     from oaplug.prepare.folder import FINGERPRINT_FILE
-    from oaplug.prepare.planner import plan_experiment
+    from oaplug.prepare.planner import plan_experiment, plan_for_backbone
 
     dataset, data = locate(arguments)
-    made = plan_experiment(
+    decide = partial(
+        plan_experiment,
         dataset.description,
         read_fingerprint(data.folder / FINGERPRINT_FILE),
-        plans_name=arguments.plans,
         spacing_mm=tuple(arguments.spacing) if arguments.spacing else None,
         size_voxels=tuple(arguments.size) if arguments.size else None,
-        size_multiple=_size_multiple(arguments.backbone),
     )
+    if arguments.backbone is None:
+        made = decide(plans_name=arguments.plans)
+    else:
+        name, multiple = _size_multiple(arguments.backbone)
+        made = plan_for_backbone(decide, name, size_multiple=multiple, plans_name=arguments.plans)
+        if max(multiple) > 1:
+            print(f"{name} takes sizes that are multiples of {multiple}: the plan is {made.plans_name}")
+    arguments.plans = made.plans_name
     for name, configuration in made.configurations.items():
         size, spacing = configuration.size_voxels, configuration.spacing_mm
         print(f"{name}: {' x '.join(map(str, size))} voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm")
     return write_plan(data.folder / f"{arguments.plans}.json", made)
 
 
-def _size_multiple(backbone: str | None) -> tuple[int, int, int]:
-    if backbone is None:
-        return (1, 1, 1)
+def _size_multiple(backbone: str) -> tuple[str, tuple[int, int, int]]:
+    """The backbone's own name, and what its sizes must be multiples of with its default options."""
     from oaplug.plug.registry import parse_options, registry
     from oaplug.plug.specs import BackboneSpec
 
     spec = registry().spec(BackboneSpec, backbone)
-    return spec.size_multiple(parse_options(spec, {}))
+    return spec.name, spec.size_multiple(parse_options(spec, {}))
 
 
 def preprocess(arguments: argparse.Namespace) -> Path:
@@ -161,5 +175,7 @@ def preprocess(arguments: argparse.Namespace) -> Path:
 def say_next(folder: Path, arguments: argparse.Namespace) -> None:
     """Where the result lies and what to run next."""
     print(f"result: {folder}")
-    configuration = arguments.configurations[0]
-    print(f"next:   oaplug_train {arguments.dataset} {configuration} 0 -b resnet3d --head single")
+    words = [f"oaplug_train {arguments.dataset} {arguments.configurations[0]} 0"]
+    words += [f"-b {getattr(arguments, 'backbone', None) or 'resnet3d'} --head single"]
+    words += [f"--plans {arguments.plans}"] if arguments.plans != "oaplugPlans" else []
+    print(f"next:   {' '.join(words)}")

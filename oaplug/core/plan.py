@@ -56,6 +56,7 @@ class TrainSettings:
     freeze_encoder: bool = False
     early_stopping_epochs: int | None = None
     skip_bad_steps: int = 0
+    sync_batch_norm: bool = False
     compile: bool = False
     deterministic: bool = False
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -67,6 +68,7 @@ class TrainSettings:
     threads: int | None = None
     readers: int = 1
     checkpoint_minutes: float = 15.0
+    log_gradient_cosine: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:

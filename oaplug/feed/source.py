@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from oaplug.core.batch import Batch
+from oaplug.core.errors import DatasetError
 from oaplug.core.seeds import random_generator
 from oaplug.feed.augment.apply import apply_draws
 from oaplug.feed.augment.draw import draw_augmentation
 from oaplug.prepare.store import read_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
 
     from numpy.typing import NDArray
@@ -51,12 +53,16 @@ class VolumeStore:
 
 
 def available_memory_bytes() -> float:
-    """Memory that can be taken without swapping; 2 GiB where the system does not tell."""
+    """Memory that can be taken without swapping: what Linux says, else half of what there is, or 2 GiB."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
         return float(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
         return 2.0 * 2**30
 
 
@@ -95,7 +101,7 @@ class BatchSource:
         """Full batches in an epoch (one smaller batch where there are fewer cases than that)."""
         return max(len(self.cases) // self.batch_size, 1)
 
-    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[LoadedBatch]:
+    def epoch(self, epoch: int, *, first: int = 0) -> Generator[LoadedBatch, None, None]:
         """Shuffled, augmented batches from number `first` on, or this process's share of each.
 
         The cases that do not fill a batch wait for another epoch's order.
@@ -119,10 +125,17 @@ class BatchSource:
 
     def in_order(self) -> Iterator[LoadedBatch]:
         """Every case once, as listed, without augmentation; of several processes each has its share."""
-        cases = list(self.cases)[self.rank :: self.world_size]
-        yield from self._load(
-            [cases[i : i + self.batch_size] for i in range(0, len(cases), self.batch_size)], None
-        )
+        yield from self._load(self._groups_in_order(self.rank), None)
+
+    @property
+    def idle_rounds(self) -> int:
+        """How many batches fewer than the first process this one has in `in_order`."""
+        return len(self._groups_in_order(0)) - len(self._groups_in_order(self.rank))
+
+    def _groups_in_order(self, rank: int) -> list[list[Case]]:
+        cases = list(self.cases)[rank :: self.world_size]
+        size = max(self.batch_size // self.world_size, 1)
+        return [cases[i : i + size] for i in range(0, len(cases), size)]
 
     def _load(self, groups: Sequence[Sequence[Case]], epoch: int | None) -> Iterator[LoadedBatch]:
         """Read batches ahead, one per reader, in threads: decompression runs outside Python's lock."""
@@ -139,7 +152,14 @@ class BatchSource:
                 yield self._finish(volume, group, epoch)
 
     def _read(self, cases: Sequence[Case]) -> Tensor:
-        return torch.from_numpy(np.stack([self.store.read(case.case_id) for case in cases]))
+        volumes = [self.store.read(case.case_id) for case in cases]
+        for case, volume in zip(cases, volumes, strict=True):
+            if volume.shape != volumes[0].shape:
+                raise DatasetError(
+                    f"case {case.case_id} was preprocessed to {volume.shape}, and {cases[0].case_id} to "
+                    f"{volumes[0].shape}; run oaplug_preprocess again"
+                )
+        return torch.from_numpy(np.stack(volumes))
 
     def _finish(self, volume: Tensor, cases: Sequence[Case], epoch: int | None) -> LoadedBatch:
         volume = volume.to(self.device, non_blocking=True).float()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 CHECKPOINT_SCHEMA = 2
+_FIRST_WITH_CHECKSUM = 2
 CHECKPOINT_HEADER = "oaplug_checkpoint"
 _NETWORK = "network."
 
@@ -36,21 +40,35 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint atomically; the file that was there stays until the new one is whole."""
+    """Write a checkpoint atomically; the file that was there stays until the new one is whole.
+
+    Raises OSError where the disk is full or cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     named = {_NETWORK + name: tensor for name, tensor in checkpoint.network.items()}
     named |= checkpoint.training
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-    progress = dict(checkpoint.progress)
+    progress = json.loads(json.dumps(dict(checkpoint.progress)))  # as it will be read: tuples are lists
     header = {
         "schema": CHECKPOINT_SCHEMA,
         "progress": progress,
         "checksum": _checksum(tensors, progress),
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={CHECKPOINT_HEADER: json.dumps(header)})
+        try:
+            save_file(tensors, str(temporary), metadata={CHECKPOINT_HEADER: json.dumps(header)})
+        except SafetensorError as failure:  # which hides the OSError
+            raise _as_os_error(failure, path) from failure
     return path
+
+
+def _as_os_error(failure: Exception, path: Path) -> OSError:
+    """The OSError that safetensors met while writing, from what it says ("... (os error 28)")."""
+    found = re.search(r"os error (\d+)", str(failure))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -72,7 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a whole oaplug checkpoint (safetensors): {failure}") from None
     if schema > CHECKPOINT_SCHEMA:
         raise CheckpointError(f"{path}: schema {schema} is newer than this oaplug reads; upgrade oaplug")
-    if "checksum" in header and header["checksum"] != _checksum(tensors, progress):
+    if schema >= _FIRST_WITH_CHECKSUM and header.get("checksum") != _checksum(tensors, progress):
         raise CheckpointError(f"{path} is damaged: its checksum is not the one it was written with")
     return Checkpoint(
         network={n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)},
@@ -116,9 +134,18 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take up an optimizer's state where `optimizer_tensors` left it; learning rates are the schedule's."""
+    """Take up an optimizer's state where `optimizer_tensors` left it; learning rates are the schedule's.
+
+    Tensors are laid out in memory as their parameter is, because that decides the last bit of a sum.
+    """
+    import torch
+
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, entries in optimizer.state.items():
+        for key, tensor in entries.items():
+            if torch.is_tensor(tensor) and tensor.shape == parameter.shape:
+                entries[key] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

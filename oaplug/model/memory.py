@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -192,10 +192,9 @@ def _real_meter(device: torch.device) -> Iterator[LiveBytes | CudaBytes]:
 
 def _first_that_goes(step: _Step, meter: LiveBytes | CudaBytes) -> tuple[int, _Peaks]:
     one, two = REAL_BATCHES
-    try:
+    with suppress(ValueError):  # BatchNorm that is left with one value per channel
         return one, step.peaks(one, meter)
-    except ValueError:  # BatchNorm that is left with one value per channel
-        return two, step.peaks(two, meter)
+    return two, step.peaks(two, meter)
 
 
 def _estimate(

@@ -57,6 +57,14 @@ def to_canonical(data: NDArray[DType], affine: Affine) -> tuple[NDArray[DType], 
     )
 
 
+def from_canonical(data: NDArray[DType], affine: Affine) -> NDArray[DType]:
+    """A view of `data` (C,D,H,W) in RAS+ axes with the axes of a file's `affine`: undoes `to_canonical`."""
+    order, flips = canonical_axes(affine)
+    flipped: NDArray[DType] = np.flip(data, tuple(axis + 1 for axis, flip in enumerate(flips) if flip))
+    stored: NDArray[DType] = flipped.transpose(0, *(order.index(axis) + 1 for axis in range(3)))
+    return stored
+
+
 def mirror_side(volume: Volume, *, side: Side | None) -> Volume:
     """A left knee with D reversed, so that +D is lateral in every knee; other volumes as they are.
 
@@ -189,16 +197,25 @@ def axis_weights(old: int, new: int, *, factor: float, anti_aliasing: bool) -> c
     from scipy.ndimage import gaussian_filter1d
     from scipy.sparse import csr_array
 
-    places = np.clip((np.arange(new) - (new - 1) / 2) * factor + (old - 1) / 2, 0, old - 1)
-    below = np.floor(places).astype(int)
-    entries = np.concatenate([1 - (places - below), places - below])
-    columns = np.concatenate([below, np.minimum(below + 1, old - 1)])
-    interpolation = csr_array((entries, (np.tile(np.arange(new), 2), columns)), (new, old))
+    places = (np.arange(new, dtype=np.float64) - (new - 1) / 2) * factor + (old - 1) / 2
+    interpolation = _interpolation(places, old)
     smoothing = np.eye(old)
     if anti_aliasing and factor > 1:
         sigma_voxels = np.sqrt((factor**2 - 1) / (8 * np.log(2)))
         smoothing = gaussian_filter1d(smoothing, sigma_voxels, axis=0, mode="nearest")
     return csr_array(interpolation @ smoothing, dtype=np.float32)
+
+
+def _interpolation(places: NDArray[np.float64], old: int) -> csr_array:
+    """The matrix (new,old) that interpolates at `places` (new,); beyond the ends voxels repeat."""
+    from scipy.sparse import csr_array
+
+    new = len(places)
+    places = np.clip(places, 0, old - 1)
+    below = np.floor(places).astype(int)
+    entries = np.concatenate([1 - (places - below), places - below])
+    columns = np.concatenate([below, np.minimum(below + 1, old - 1)])
+    return csr_array((entries, (np.tile(np.arange(new), 2), columns)), (new, old))
 
 
 def _apply_along(weights: csr_array, data: FloatArray, *, axis: int) -> FloatArray:
@@ -216,22 +233,45 @@ def back_to_image(
 ) -> FloatArray:
     """A map (D,H,W) on the grid of a prepared volume, brought to the grid of the image it was made from.
 
-    Trilinear; zero where the image lies outside of the prepared volume's voxels. Any two grids will do.
+    Trilinear; zero where the image lies outside of the prepared volume's voxels. Any two grids will do;
+    where their axes are parallel, as they are after preprocessing, each is a sparse matrix.
     """
     from scipy.ndimage import affine_transform
 
     to_map = np.linalg.inv(prepared_affine) @ image_affine
+    data = np.asarray(prepared_map, dtype=np.float32)
+    if _is_parallel(to_map, image_shape):
+        for axis in range(3):
+            places = to_map[axis, axis] * np.arange(image_shape[axis]) + to_map[axis, 3]
+            data = _apply_along(_within(places, data.shape[axis]), data[None], axis=axis + 1)[0]
+        return np.ascontiguousarray(data)
     sampled: FloatArray = affine_transform(
-        np.asarray(prepared_map, dtype=np.float32),
-        to_map,
-        output_shape=tuple(image_shape),
-        order=1,
-        mode="nearest",
+        data, to_map, output_shape=tuple(image_shape), order=1, mode="nearest"
     )
     for axis, size in enumerate(prepared_map.shape):
         place = _coordinate(to_map[axis], image_shape)
-        sampled *= (place >= -0.5) & (place <= size - 0.5)
+        sampled *= _is_within(place, size)
     return sampled
+
+
+def _is_parallel(to_map: Affine, image_shape: tuple[int, ...]) -> bool:
+    """Whether each axis of an image runs along that of the map, to within _SAME_FACTOR of a voxel."""
+    across = to_map[:3, :3] * np.asarray(image_shape)
+    return bool((np.abs(across - np.diag(np.diag(across))) <= _SAME_FACTOR).all())
+
+
+def _within(places: NDArray[np.float64], size: int) -> csr_array:
+    """The matrix (new,size) that interpolates at `places` (new,), and gives zero outside of the voxels."""
+    from scipy.sparse import csr_array, diags_array
+
+    kept = diags_array(_is_within(places, size).astype(np.float64))
+    return csr_array(kept @ _interpolation(places, size), dtype=np.float32)
+
+
+def _is_within(places: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
+    """Whether places lie in one of `size` voxels; rounded, so that the outer faces count as inside."""
+    near = np.round(places, 6)
+    return np.asarray((near >= -0.5) & (near <= size - 0.5))
 
 
 def _coordinate(row: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:

@@ -58,6 +58,17 @@ def read_stored_voxels(path: Path) -> StoredVoxels | None:
     return None
 
 
+def read_header(path: Path) -> bytes | None:
+    """The header of a NIfTI-1 file; None for any other format, Analyze 7.5 and NIfTI-2 among them."""
+    if not path.name.endswith(_ENDINGS):
+        return None
+    path = _with_ending(path, ".hdr")
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    is_first = len(header) == _HEADER_BYTES and header[344:348] in (b"n+1\0", b"ni1\0")
+    return header if is_first else None
+
+
 def _with_ending(path: Path, ending: str) -> Path:
     """The file of a .hdr/.img pair that has this ending (before a .gz); a single file as it is."""
     name = path.name.removesuffix(".gz")

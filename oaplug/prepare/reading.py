@@ -82,6 +82,29 @@ def read_channel(path: Path, *, case_id: str) -> tuple[FloatArray, Grid]:
     return channel, grid
 
 
+def read_grid(path: Path, *, case_id: str) -> Grid:
+    """The grid of a file in its own axes, from its header alone; raises DatasetError where it has none."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject_SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as failure:
+        message = f"cannot be read ({_reason(failure)}); copy or export it again"
+        raise image_error("unreadable file", message, path=path, case_id=case_id) from None
+    if refusal := _refusal(reader):
+        raise image_error("unusable image", refusal, path=path, case_id=case_id)
+    return Grid(shape=tuple(reader.GetSize()), affine=_ras_affine(reader))
+
+
+def canonical_grid(grid: Grid) -> Grid:
+    """The same grid in RAS+ axes."""
+    empty, affine = to_canonical(np.empty((0, *grid.shape), dtype=np.int8), grid.affine)
+    return Grid(shape=empty.shape[1:], affine=affine)
+
+
 def check_same_grid(grid: Grid, reference: Grid, *, path: Path, case_id: str, of: str) -> None:
     """Raise a DatasetError saying what differs where the file at `path` does not lie on the grid of `of`.
 

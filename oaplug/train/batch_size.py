@@ -178,7 +178,8 @@ def _advice(run: RunDescription) -> str:
 
 
 def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
+    gib = count / 2**30
+    return f"{gib:.2f} GiB" if gib >= 1 else f"{gib:.2g} GiB"
 
 
 def _round(count: float) -> float:
