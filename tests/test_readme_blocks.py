@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import contextlib
 import importlib
 import os
 import re
@@ -109,10 +108,10 @@ def test_the_python_of_the_readme_runs(block, worked, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
-def test_the_python_of_the_docs_runs(page, tmp_path):
-    with contextlib.chdir(tmp_path) if hasattr(contextlib, "chdir") else contextlib.nullcontext():
-        for block in code_blocks(page, "python"):
-            exec(compile(block, page.name, "exec"), {"__name__": "docs"})
+def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in code_blocks(page, "python"):
+        exec(compile(block, page.name, "exec", dont_inherit=True), {"__name__": "docs"})
 
 
 def test_the_plugin_of_the_readme_is_found_and_keeps_the_contract(tmp_path, monkeypatch):

@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oaplug.core.findings import Findings, findings_to_json
 from oaplug.core.study import Study, StudyModel
 from oaplug.plug.registry import parse_options
-from oaplug.plug.specs import NEEDS
 from oaplug.testing.checks import check_import, check_options, one_line, require
 from oaplug.testing.surroundings import left_alone, own_folder
 from oaplug.testing.toy_study import TOY_STUDIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
+    from oaplug.core.study import ModelSource
     from oaplug.plug.specs import AnalysisSpec
 
-    Studies = Mapping[str, Callable[[], Study]]
+    Options = Mapping[str, Any] | None
+    Make = Callable[[], Study]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MEANS = {need: frozenset({need}) for need in NEEDS} | {"folder": NEEDS - {"predictions"}}
-"""By what is read of a study or of one of its models, the needs of which one must be declared."""
-_BOOKKEEPING = {"dataclasses", "oaplug.core.study"}
-"""Modules that read all fields for others: comparing, copying, listing targets."""
-
-
-class _Injected(Exception):
-    """Stands for a failure in the middle of an analysis."""
 
 
 def check_analysis(
-    spec: AnalysisSpec, options: Mapping[str, Any] | None = None, *, studies: Studies | None = None
+    spec: AnalysisSpec, options: Options = None, *, studies: Mapping[str, Make] | None = None
 ) -> None:
     """Check everything the engine relies on in an analysis.
 
@@ -44,7 +37,7 @@ def check_analysis(
         spec: the analysis.
         options: its options (default: its own).
         studies: what it is run on: by how each study differs, a function that makes it, the same every time
-            (default: TOY_STUDIES of oaplug.testing.toy_study, which provide predictions).
+            (default: TOY_STUDIES of oaplug.testing.toy_study, which provide all there is to need).
 
     Raises:
         AssertionError: saying what to change.
@@ -52,21 +45,13 @@ def check_analysis(
     check_import(spec)
     check_options(spec, options)
     studies = TOY_STUDIES if studies is None else studies
-    first: dict[str, Any] | None = None
-    for what, make in studies.items():
+    for make in studies.values():
         lacking = sorted(spec.needs - make().provides)
         require(not lacking, spec, f"it needs {', '.join(lacking)}; give studies that provide them")
-        content = _check_on(spec, options, make, what=f"on a study {what}")
-        first = content if first is None else first
-    make = next(iter(studies.values()))
-    with own_folder(spec) as folder:
-        again = _run(spec, options, make(), folder)
-    require(
-        first == findings_to_json(again),
-        spec,
-        "two runs on the same study gave different findings; draw from "
-        "oaplug.core.seeds.random_generator(study.seed, ...)",
-    )
+    (what, make), *others = studies.items()
+    _check_with_declared_needs(spec, options, make, what=f"on a study {what}")
+    for what, other in others:
+        _check_on(spec, options, other, what=f"on a study {what}")
     if len(make().models) > 1:
         _check_failing(spec, options, make)
 
@@ -76,7 +61,7 @@ def meets_needs(spec: AnalysisSpec) -> bool:
     return all(spec.needs <= make().provides for make in TOY_STUDIES.values())
 
 
-def _run(spec: AnalysisSpec, options: Mapping[str, Any] | None, study: Study, folder: Path) -> Findings:
+def _run(spec: AnalysisSpec, options: Options, study: Study, folder: Path) -> Findings:
     findings = spec.build(parse_options(spec, options)).run(study, folder)
     require(
         isinstance(findings, Findings),
@@ -86,15 +71,37 @@ def _run(spec: AnalysisSpec, options: Mapping[str, Any] | None, study: Study, fo
     return findings
 
 
-def _check_on(
-    spec: AnalysisSpec, options: Mapping[str, Any] | None, make: Callable[[], Study], *, what: str
-) -> dict[str, Any]:
+def _check_with_declared_needs(spec: AnalysisSpec, options: Options, make: Make, *, what: str) -> None:
+    """Where a study provides no more than is declared it must work, and twice in the same way."""
+
+    def limited() -> Study:
+        return only_with(make(), spec.needs)
+
+    try:
+        first = _check_on(spec, options, limited, what=what)
+    except AssertionError as failure:
+        _check_on(spec, options, make, what=what)
+        raise AssertionError(
+            f"analysis {spec.name}: where a study provides {', '.join(sorted(spec.needs))} and no more, it "
+            "fails, though it does not with all else; declare in needs what it reads, or do without it"
+        ) from failure
+    with own_folder(spec) as folder:
+        again = findings_to_json(_run(spec, options, limited(), folder))
+    require(
+        first == again,
+        spec,
+        "two runs on the same study gave different findings; draw from "
+        "oaplug.core.seeds.random_generator(study.seed, ...)",
+    )
+
+
+def _check_on(spec: AnalysisSpec, options: Options, make: Make, *, what: str) -> dict[str, Any]:
     """The findings on one study, as JSON, once they are what a report can show."""
-    study, read = make(), set[str]()
+    study = make()
     with own_folder(spec) as folder:
         try:
             with left_alone(spec, "run"):
-                findings = _run(spec, options, _watched(study, read.add), folder)
+                findings = _run(spec, options, study, folder)
         except AssertionError:
             raise
         except Exception as failure:
@@ -105,7 +112,6 @@ def _check_on(
         content = _as_json(findings, spec, what=what)
         _check_findings(content, folder, spec, what=what)
     require(_contents(study) == _contents(make()), spec, "run changed the study; copy arrays before changing")
-    _check_declared_needs(read, spec)
     return content
 
 
@@ -125,7 +131,9 @@ def _check_findings(content: Mapping[str, Any], folder: Path, spec: AnalysisSpec
     _check_text(content["title"], "title", spec)
     for sentence in content["summary"]:
         _check_text(sentence, "sentence of the summary", spec)
-    off = [key for key, value in content["numbers"].items() if not isinstance(value, (int, float, type(None)))]
+    off = [
+        key for key, value in content["numbers"].items() if not isinstance(value, (int, float, type(None)))
+    ]
     require(not off, spec, f"numbers {off} are no numbers; give floats, or None for what is not defined")
     for kind in ("tables", "figures"):
         names = Counter(entry["name"] for entry in content[kind])
@@ -205,29 +213,14 @@ def _contents(study: Study) -> list[Any]:
     return contents
 
 
-def _check_declared_needs(read: set[str], spec: AnalysisSpec) -> None:
-    for name in sorted(read):
-        meant = sorted(_MEANS[name])
-        require(
-            bool(spec.needs & _MEANS[name]),
-            spec,
-            f"it reads {name!r} of the study, but needs is {sorted(spec.needs)}; declare {' or '.join(meant)}",
-        )
-
-
-def _check_failing(spec: AnalysisSpec, options: Mapping[str, Any] | None, make: Callable[[], Study]) -> None:
+def _check_failing(spec: AnalysisSpec, options: Options, make: Make) -> None:
     """Where the second model cannot be read, it may write nothing beyond its folder, nor end the program."""
-    count = 0
-
-    def fail(name: str) -> None:
-        nonlocal count
-        count += name == "predictions"
-        if count > 1:
-            raise _Injected("a failure in the middle of the analysis")
-
+    study = make()
+    first, second, *rest = study.models
+    models = (first, _Unreadable(**vars(second)), *rest)
     with own_folder(spec) as folder, left_alone(spec, "a failing run"):
         try:
-            _run(spec, options, _watched(make(), fail), folder)
+            _run(spec, options, replace(study, models=models), folder)
         except SystemExit as failure:
             raise AssertionError(
                 f"analysis {spec.name}: a failure in it ends the program ({one_line(failure)}); let "
@@ -237,22 +230,48 @@ def _check_failing(spec: AnalysisSpec, options: Mapping[str, Any] | None, make: 
             return
 
 
-def _watched(study: Study, tell: Callable[[str], None]) -> Study:
-    """The same study, which tells what an analysis reads of it and of its models."""
+class _Unreadable(StudyModel):
+    """A model whose predictions fail in the middle of an analysis."""
 
-    def told(name: str) -> None:
-        if name in _MEANS and sys._getframe(2).f_globals.get("__name__") not in _BOOKKEEPING:
-            tell(name)
+    def __getattribute__(self, name: str) -> Any:
+        if name == "predictions":
+            raise OSError("the predictions cannot be read")
+        return super().__getattribute__(name)
 
-    class WatchedModel(StudyModel):
-        def __getattribute__(self, name: str) -> Any:
-            told(name)
-            return super().__getattribute__(name)
 
-    class WatchedStudy(Study):
-        def __getattribute__(self, name: str) -> Any:
-            told(name)
-            return super().__getattribute__(name)
+def only_with(study: Study, needs: Collection[str]) -> Study:
+    """A study of which no more is there than `needs`."""
+    has_cases = bool({"images", "masks"} & set(needs))
+    cases = {
+        n: replace(case, mask=case.mask if "masks" in needs else None) for n, case in study.cases.items()
+    }
+    models = [
+        replace(
+            model,
+            folder=model.folder if set(needs) - {"predictions"} else None,
+            source=None if model.source is None else _Limited(source=model.source, needs=frozenset(needs)),
+        )
+        for model in study.models
+    ]
+    return replace(
+        study,
+        models=tuple(models),
+        cases=cases if has_cases else {},
+        read_image=study.read_image if has_cases else None,
+        grids=study.grids if has_cases else None,
+        covariates=study.covariates if "covariates" in needs else {},
+    )
 
-    models = tuple(WatchedModel(**vars(model)) for model in study.models)
-    return WatchedStudy(**{**vars(study), "models": models})
+
+@dataclass(frozen=True, kw_only=True)
+class _Limited:
+    """A model's source that provides `needs` alone."""
+
+    source: ModelSource
+    needs: frozenset[str]
+
+    def lacks(self, need: str) -> str:
+        return self.source.lacks(need) if need in self.needs else f"{need} was not asked for"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)

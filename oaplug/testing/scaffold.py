@@ -98,14 +98,14 @@ def plugin_names(name: str) -> PluginNames:
 
 
 def _is_taken(package: str, distribution: str) -> bool:
-    """Whether `import package` would find something that is not of this distribution."""
+    """Whether `import package` would find something other than a plugin of this name, installed before."""
     if find_spec(package) is None:
         return False
     try:
-        metadata.distribution(distribution)
+        installed = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return True
-    return False
+    return not installed.entry_points.select(group=OURS)
 
 
 def usage_of(names: PluginNames, kind: str) -> str:

@@ -33,6 +33,12 @@ HIERARCHY = {
     "oa": Target(name="oa", kind="binary", grades=(0, 1), derived_from="kl", at_least=2),
 }
 BINARY = {"disease": Target(name="disease", kind="binary", grades=("no", "yes"))}
+TARGETS: dict[str, Mapping[str, Target]] = {
+    "hierarchy": HIERARCHY,
+    "binary": BINARY,
+    "derived alone": {"oa": HIERARCHY["oa"]},
+}
+"""Sets of targets that heads are asked to answer."""
 SPACING_MM = (2.0, 1.0, 1.25)
 TILT_DEGREES = 8.0
 """Images are turned about D by this much, so that no axis but D is a patient's."""

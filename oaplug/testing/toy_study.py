@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from oaplug.core.case import Case
 from oaplug.core.predictions import PredictionTable, TargetPredictions
 from oaplug.core.seeds import random_generator
 from oaplug.core.study import Study, StudyModel
 from oaplug.core.target import MISSING
 from oaplug.testing.toy import BINARY, HIERARCHY
+from oaplug.testing.toy_grids import ToyGrids, toy_image
+from oaplug.testing.toy_source import FOLDS, ToySource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     Grades = NDArray[np.int64]
     Floats = NDArray[np.float64]
 
-VISITS = 2
+VISITS, VALIDATION_CASES = 2, 20
 MODELS = ("steady", "noisy", "noisier")
 
 
@@ -37,7 +42,10 @@ def toy_study(
     resamples: int = 10,
     seed: int = 0,
 ) -> Study:
-    """A study of made-up predictions: two visits a subject, and two folds that share the subjects.
+    """A study of made-up models: two visits a subject, and two folds that share the subjects.
+
+    They provide all that an analysis may need. There are no files: images, masks and saliency are made up
+    by `Study.image`, `Study.grids` and the opened models.
 
     Args:
         targets: HIERARCHY or BINARY of oaplug.testing.toy, or some of your own, parents first.
@@ -50,23 +58,96 @@ def toy_study(
         seed: another one gives other noise.
     """
     truths = _truths(targets, cases=subjects * VISITS, grades=grades, unknown=unknown)
-    case_ids = tuple(f"toy{s:03d}v{v}" for s in range(subjects) for v in range(VISITS))
-    subject_ids = tuple(f"person{s:03d}" for s in range(subjects) for _ in range(VISITS))
-    folds = tuple(str(s % 2) for s in range(subjects) for _ in range(VISITS))
-    made = []
-    for index, name in enumerate(MODELS[:models]):
-        names = answered[index] if answered else tuple(targets)
-        answers = _answers(targets, truths, noise_std=0.6 + 0.7 * index, seed=seed, model=name)
-        table = PredictionTable(
-            case_ids=case_ids,
-            subject_ids=subject_ids,
-            folds=folds,
-            targets={target: answers[target] for target in names},
-            model=name,
-        )
-        made.append(StudyModel(name=name, predictions=table))
+    cases = _Cases(
+        case_ids=tuple(f"toy{s:03d}v{v}" for s in range(subjects) for v in range(VISITS)),
+        subject_ids=tuple(f"person{s:03d}" for s in range(subjects) for _ in range(VISITS)),
+        folds=tuple(FOLDS[s % 2] for s in range(subjects) for _ in range(VISITS)),
+        targets=targets,
+        truths=truths,
+        seed=seed,
+    )
+    made = [
+        _model(cases, name, answered[index] if answered else tuple(targets), noise_std=0.6 + 0.7 * index)
+        for index, name in enumerate(MODELS[:models])
+    ]
     return Study(
-        models=tuple(made), case_ids=case_ids, subject_ids=subject_ids, resamples=resamples, seed=seed
+        models=tuple(made),
+        case_ids=cases.case_ids,
+        subject_ids=cases.subject_ids,
+        resamples=resamples,
+        seed=seed,
+        cases=_imaged(cases),
+        read_image=toy_image,
+        grids=ToyGrids(),
+        covariates={
+            "age": tuple("" if i % 11 == 7 else str(45 + 7 * i % 31) for i in range(len(cases.case_ids))),
+            "sex": tuple("fm"[i // VISITS % 2] for i in range(len(cases.case_ids))),
+        },
+    )
+
+
+def _imaged(cases: _Cases) -> dict[str, Case]:
+    """The cases with images and, most of them, masks that are made up; there are no files."""
+    return {
+        case_id: Case(
+            case_id=case_id,
+            subject_id=subject_id,
+            images=(Path(f"{case_id}_0000.nii.gz"),),
+            mask=Path(f"{case_id}.nii.gz") if index % 5 else None,
+            split="test",
+            side="LR"[index % 2],  # type: ignore[arg-type]
+            labels={name: int(known[index]) for name, (_, known) in cases.truths.items()},
+        )
+        for index, (case_id, subject_id) in enumerate(zip(cases.case_ids, cases.subject_ids, strict=True))
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cases:
+    """Cases, and per target their true grade indices (N,), and these with -1 where they are not known."""
+
+    case_ids: tuple[str, ...]
+    subject_ids: tuple[str, ...]
+    folds: tuple[str, ...]
+    targets: Mapping[str, Target]
+    truths: Mapping[str, tuple[Grades, Grades]]
+    seed: int
+
+
+def _model(cases: _Cases, name: str, answered: Sequence[str], *, noise_std: float) -> StudyModel:
+    finest = max(cases.targets.values(), key=lambda target: len(target.grades))
+    validated = {
+        fold: _table(_validation_cases(cases, fold), name, answered, noise_std=noise_std) for fold in FOLDS
+    }
+    source = ToySource(
+        model=name,
+        targets={target: cases.targets[target] for target in answered},
+        case_ids=cases.case_ids,
+        subject_ids=cases.subject_ids,
+        truths={target: cases.truths[target][1] for target in answered},
+        severities=cases.truths[finest.name][0].astype(np.float64),
+        validated=validated,
+        seed=cases.seed,
+    )
+    table = _table(cases, name, answered, noise_std=noise_std)
+    return StudyModel(name=name, predictions=table, source=source)
+
+
+def _validation_cases(cases: _Cases, fold: str) -> _Cases:
+    """Other people, one visit each."""
+    ids = tuple(f"validation{fold}_{index:02d}" for index in range(VALIDATION_CASES))
+    truths = _truths(cases.targets, cases=VALIDATION_CASES, grades=None, unknown=None)
+    return replace(cases, case_ids=ids, subject_ids=ids, folds=(fold,) * len(ids), truths=truths)
+
+
+def _table(cases: _Cases, model: str, answered: Sequence[str], *, noise_std: float) -> PredictionTable:
+    answers = _answers(cases, model, noise_std=noise_std)
+    return PredictionTable(
+        case_ids=cases.case_ids,
+        subject_ids=cases.subject_ids,
+        folds=cases.folds,
+        targets={target: answers[target] for target in answered},
+        model=model,
     )
 
 
@@ -90,27 +171,20 @@ def _truths(
     return found
 
 
-def _answers(
-    targets: Mapping[str, Target],
-    truths: Mapping[str, tuple[Grades, Grades]],
-    *,
-    noise_std: float,
-    seed: int,
-    model: str,
-) -> dict[str, TargetPredictions]:
+def _answers(cases: _Cases, model: str, *, noise_std: float) -> dict[str, TargetPredictions]:
     answers: dict[str, TargetPredictions] = {}
-    for name, target in targets.items():
-        true, known = truths[name]
+    for name, target in cases.targets.items():
+        true, known = cases.truths[name]
         parent = answers.get(target.derived_from or "")
         if parent is None:
-            noise = random_generator(seed, "toy study", model, name).normal(0, noise_std, len(true))
-            probabilities = _probabilities(true + noise, grades=len(target.grades))
+            rng = random_generator(cases.seed, "toy study", model, name, cases.case_ids[0])
+            scores = true + rng.normal(0, noise_std, len(true))
+            probabilities = _probabilities(scores, grades=len(target.grades))
         else:
             positive = parent.probabilities[:, target.threshold_in(parent.target) :].sum(axis=1)
             probabilities = np.stack([1 - positive, positive], axis=1)
-        predicted = probabilities.argmax(axis=1)
         answers[name] = TargetPredictions(
-            target=target, truth=known, predicted=predicted, probabilities=probabilities
+            target=target, truth=known, predicted=probabilities.argmax(axis=1), probabilities=probabilities
         )
     return answers
 
