@@ -17,7 +17,7 @@ WALK = ("core", "plug", "prepare", "feed", "model", "train", "infer", "study", "
 ENGINE = {room: {"oaplug." + left for left in WALK[: place + 1]} for place, room in enumerate(WALK)}
 ENGINE["infer"] -= {"oaplug.train"}
 ENGINE["commands"] |= {"oaplug.testing"}
-ENGINE["testing"] = {f"oaplug.{room}" for room in ("core", "plug", "model", "testing")}
+ENGINE["testing"] = {f"oaplug.{room}" for room in ("core", "plug", "prepare", "model", "testing")}
 FOR_PLUGINS = {"oaplug.core", "oaplug.plug"}
 HEAVY = {
     *("numpy", "torch", "pandas", "scipy", "sklearn", "SimpleITK", "matplotlib", "blosc2", "pluggy"),

@@ -14,7 +14,15 @@ from oaplug.plug.registry import registry
 from oaplug.testing.contract import check_backbone, check_head
 from oaplug.testing.toy import BINARY, HIERARCHY
 
-SMALL: dict[str, dict[str, Any]] = {"resnet3d": {"width": 8}}
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet3d": {"width": 8},
+    "nnmamba": {"channels": 4, "blocks": 1, "width": 8, "scan": "css4"},
+    "m3t": {"channels": 4, "resnet_width": 8, "width": 16, "depth": 2, "heads": 4, "mlp_width": 24},
+    "densenet121": {"width": 8, "growth_rate": 4},
+    "seresnet50": {"width": 8},
+    "vit": {"patch_voxels": [4, 5, 6], "width": 12, "depth": 2, "heads": 3, "mlp_width": 20},
+    "swin_unetr": {"width": 12, "depths": [1, 1, 2, 2], "window_tokens": 2},
+}
 TARGETS = {"hierarchy": HIERARCHY, "binary": BINARY, "derived alone": {"oa": HIERARCHY["oa"]}}
 
 
@@ -190,9 +198,9 @@ def test_options_without_defaults_or_beyond_json_are_refused(options):
         check_backbone(encoder_spec(GoodEncoder, options=options))
 
 
-def broken_head(**methods):
-    """The spec of `single` with some methods of what it builds replaced."""
-    spec = registry().spec(HeadSpec, "single")
+def broken_head(of="single", **methods):
+    """The spec of a head with some methods of what it builds replaced."""
+    spec = registry().spec(HeadSpec, of)
 
     def build(options, **context):
         head = spec.build(options, **context)
