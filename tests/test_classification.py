@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from oaplug_analyses import oaplug_analyses
 from oaplug_analyses.classification import headline_numbers
+from oaplug_analyses.classification_roc import FALSE_RATES
 from oaplug_analyses.options import ClassificationOptions
 from sklearn import metrics as reference
 from synthetic_predictions import KL, OA, make_study, make_table, with_answers
 
 from oaplug.core.bootstrap import estimate, subject_weights
 from oaplug.core.errors import PluginError
+from oaplug.core.metrics import true_rates
 from oaplug.core.predictions import PredictionTable, TargetPredictions
 from oaplug.plug.registry import parse_options
 
@@ -261,6 +263,48 @@ def test_roc_data_enclose_the_area_that_is_reported(outcome):
         [float(r["false_positive_rate"]) for r in rows], [float(r["true_positive_rate"]) for r in rows]
     )
     assert area == pytest.approx(findings.numbers["sharp.oa.auc"], abs=1e-12)
+
+
+def test_true_rates_of_resamples_are_scikit_learns_curves():
+    answers = make_table(noise_std=2.0).targets["oa"]
+    positive, score = answers.truth == 1, np.round(answers.probabilities[:, 1], 1)
+    weights = np.random.default_rng(0).integers(0, 3, size=(8, 60))
+    found = true_rates(positive, score, FALSE_RATES, weights=weights)
+    for row, weight in zip(found, weights, strict=True):
+        drawn = np.repeat(np.arange(60), weight)
+        false, true, _ = reference.roc_curve(positive[drawn], score[drawn], drop_intermediate=False)
+        assert row == pytest.approx(np.interp(FALSE_RATES, false, true), abs=1e-12)
+
+
+def test_resamples_of_one_class_have_no_true_rates():
+    weights = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]])
+    found = true_rates([True, True, False, False], [0.9, 0.2, 0.4, 0.1], FALSE_RATES, weights=weights)
+    assert np.isnan(found[:2]).all()
+    assert (found[2] == 1).all()
+
+
+def test_bands_are_percentiles_of_the_curves_of_redrawn_subjects(outcome):
+    study, _, folder = outcome
+    answers = study.models[1].predictions.targets["kl"]
+    positive, score = answers.truth == 3, answers.probabilities[:, 3]
+    (weights,) = subject_weights(study.subject_ids, resamples=study.resamples, seed=study.seed)
+    curves = []
+    for row in weights:
+        drawn = np.repeat(np.arange(len(row)), row.astype(int))
+        false, true, _ = reference.roc_curve(positive[drawn], score[drawn], drop_intermediate=False)
+        curves.append(np.interp(FALSE_RATES, false, true))
+    with (folder / "roc_bands_kl.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["model"] == "blurred" and r["grade"] == "3"]
+    assert [float(row["false_positive_rate"]) for row in rows] == FALSE_RATES.tolist()
+    for column, percent in (("true_positive_low", 2.5), ("true_positive_high", 97.5)):
+        expected = np.percentile(curves, percent, axis=0)
+        assert [float(row[column]) for row in rows] == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_the_caption_says_what_the_bands_are(outcome):
+    _, findings, _ = outcome
+    (caption,) = [figure.caption for figure in findings.figures if figure.name == "roc_oa"]
+    assert "Shaded: pointwise 95% bands of the true positive rate from 50 resamples of subjects" in caption
 
 
 def test_wider_confidence_gives_wider_intervals():

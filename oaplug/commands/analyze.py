@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oaplug.commands.shell import Parser, Progress, run_command
+from oaplug.commands.shell import Parser, Progress, add_places, places, run_command
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="model folders, or prediction tables (predictions.csv or their folders)",
     )
     parser.add_argument(
-        "-a", dest="analyses", nargs="+", action="extend", metavar="NAME", help="default: all there are"
+        "-a", dest="analyses", nargs="+", action="extend", metavar="NAME", help="default: all but slow ones"
     )
     parser.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="FOLDER", help="for findings and report"
@@ -54,12 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=("pairs", "study"),
         help="study: the comparisons of the article, its random stream included (paired_statistics)",
     )
+    parser.add_argument(
+        "--cases",
+        type=Path,
+        metavar="CSV",
+        help="sides and covariates of the cases (default: cases.csv of a model's dataset)",
+    )
+    add_places(parser, "raw", "preprocessed")
     return run_command(parser, _work, arguments)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     from oaplug.core.artifacts import make_folder
     from oaplug.plug.registry import registry
+    from oaplug.study.covariates import with_covariates
     from oaplug.study.gather import name_models, open_study
     from oaplug.study.report import write_report
     from oaplug.study.run import run_study
@@ -69,7 +77,9 @@ def _work(arguments: argparse.Namespace) -> int:
         resamples=arguments.resamples,
         seed=arguments.seed,
         intersect=arguments.intersect,
+        places=places(arguments),
     )
+    study = with_covariates(study, table=arguments.cases, places=places(arguments))
     make_folder(arguments.output)
     with Progress("analyzing") as progress:
         outcome = run_study(

@@ -9,11 +9,14 @@ import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from oaplug.core.errors import OaplugError, PathError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_UNFINISHED = ".writing-"
 
 
 @contextlib.contextmanager
@@ -23,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary file keeps the ending of `path` (writers choose formats by it); on failure it is removed.
     """
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix="-" + path.name)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED, suffix="-" + path.name)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,6 +36,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_link(source: Path, path: Path) -> bool:
+    """Make `path` a hard link to the file `source`, in place of what is there; False where that cannot be.
+
+    A symbolic link is followed, so that the name of the data is linked and not the link.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f"{_UNFINISHED}{uuid4().hex}-{path.name}")
+    try:
+        os.link(source.resolve(), temporary)
+        temporary.replace(path)
+    except OSError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def remove_unfinished(folder: Path) -> list[Path]:
+    """Remove what killed processes left half written in `folder` and below; gives what it was.
+
+    Only for a folder that no other process writes into.
+    """
+    left = [path for path in folder.rglob(f"{_UNFINISHED}*") if path.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
 
 
 def _flush(path: Path) -> None:

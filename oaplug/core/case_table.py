@@ -14,7 +14,7 @@ from oaplug.core.errors import DatasetError
 from oaplug.core.target import MISSING, Target, fill_derived, grade_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 FIXED_COLUMNS = ("case_id", "subject_id", "side", "visit", "split")
@@ -76,6 +76,25 @@ def read_case_rows(
         )
     unique = {row.case_id: row for row in reversed(rows)}
     return [unique[name] for name in counts], problems
+
+
+def read_covariates(path: Path, *, without: Collection[str]) -> dict[str, dict[str, str]]:
+    """By case id the columns of a cases.csv as text: subject_id, side, visit, and all others not `without`.
+
+    Columns may be any, declared or not. Raises DatasetError where the file cannot be read or lists a case
+    twice.
+    """
+    _, records = _read_csv(path)
+    left_out = {"case_id", "split", *without}
+    rows: dict[str, dict[str, str]] = {}
+    for record in records:
+        case_id = record["case_id"]
+        if case_id in rows:
+            raise DatasetError(f"{path}: case {case_id} has several rows; keep one")
+        told = {name: value for name, value in record.items() if name not in left_out}
+        side = _SIDES.get(told.get("side", "").lower())
+        rows[case_id] = {"subject_id": "", **told} | ({"side": side} if side else {})
+    return rows
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -169,6 +169,26 @@ def roc_curve(positive: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     return np.r_[0.0, false / max(false[-1], 1)], np.r_[0.0, true / max(true[-1], 1)]
 
 
+def true_rates(
+    positive: ArrayLike, score: ArrayLike, false_rates: ArrayLike, *, weights: ArrayLike
+) -> Floats:
+    """True positive rates (b,F) of the ROC curves at `false_rates` (F,), one row per row of weights (b,N).
+
+    Where a curve rises at a rate, its upper end; NaN for rows that hold one class only.
+    """
+    is_positive, scores = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])
+    drawn, is_positive = np.asarray(weights, dtype=np.float64)[:, order], is_positive[order]
+    sums = [np.cumsum(drawn * chosen, axis=1)[:, ends] for chosen in (is_positive, ~is_positive)]
+    start = np.zeros((len(drawn), 1))
+    true, false = (np.hstack([start, _ratio(found, found[:, -1:])]) for found in sums)
+    rates = np.asarray(false_rates, dtype=np.float64)
+    curves: Floats = np.stack([np.interp(rates, x, y) for x, y in zip(false, true, strict=True)])
+    curves[np.isnan(true[:, -1]) | np.isnan(false[:, -1])] = np.nan
+    return curves
+
+
 METRIC_NAMES = {
     "auc": "AUC",
     "accuracy": "accuracy",

@@ -36,6 +36,15 @@ class TargetPredictions:
         """Which cases (N,) have a truth."""
         return np.asarray(self.truth != MISSING)
 
+    def take(self, rows: NDArray[np.intp]) -> TargetPredictions:
+        """The predictions of some cases, by their numbers."""
+        return replace(
+            self,
+            truth=self.truth[rows],
+            predicted=self.predicted[rows],
+            probabilities=self.probabilities[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
@@ -68,16 +77,10 @@ class PredictionTable:
         """The same table restricted to `case_ids`, in their order."""
         place = {name: i for i, name in enumerate(self.case_ids)}
         rows = np.array([place[name] for name in case_ids], dtype=np.int64)
-        targets = {
-            name: replace(
-                p, truth=p.truth[rows], predicted=p.predicted[rows], probabilities=p.probabilities[rows]
-            )
-            for name, p in self.targets.items()
-        }
         return replace(
             self,
             case_ids=tuple(case_ids),
-            targets=targets,
+            targets={name: p.take(rows) for name, p in self.targets.items()},
             subject_ids=tuple(self.subject_ids[i] for i in rows),
             folds=tuple(self.folds[i] for i in rows),
         )

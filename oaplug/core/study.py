@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 from oaplug.core.errors import PredictionError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from oaplug.core.batch import Batch
     from oaplug.core.case import Case
+    from oaplug.core.dataset import DatasetDescription
     from oaplug.core.features import Features
     from oaplug.core.predictions import PredictionTable
+    from oaplug.core.saliency import Question, SaliencySettings
     from oaplug.core.target import Target
-    from oaplug.core.volume import Volume
+    from oaplug.core.volume import Affine, FloatArray, Volume
 
 OF_MODELS = ("predictions", "features", "train_features", "network", "train_images")
 """Needs that each model meets or not; the others are the study's."""
@@ -62,6 +65,37 @@ class OpenedModel(Protocol):
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the networks compute as they were trained."""
 
+    def saliency(
+        self,
+        volume: np.ndarray,
+        questions: Sequence[Question],
+        *,
+        case_id: str,
+        settings: SaliencySettings,
+        untrained: bool = False,
+    ) -> list[FloatArray]:
+        """What in a prepared volume (C,D,H,W) speaks for an answer: maps (D,H,W) from 0 to 1, one a question.
+
+        Means over the folds, or those of the network with new random weights (`untrained`).
+        """
+
+
+class CaseGrids(Protocol):
+    """The grids that the raw images of cases lie on, in canonical axes (D,H,W), and their masks."""
+
+    @property
+    def description(self) -> DatasetDescription:
+        """What the labels and regions of the masks are."""
+
+    def mask(self, case: Case) -> NDArray[np.int16]:
+        """A case's labels (D,H,W) on the grid of its image; raises OaplugError where it has none there."""
+
+    def bring_back(self, prepared: FloatArray, *, affine: Affine, case: Case) -> FloatArray:
+        """A map (D,H,W) of a prepared volume with `affine` on the grid of the image; outside of it 0."""
+
+    def write_map(self, path: Path, values: FloatArray, *, case: Case, steps: int | None = None) -> Path:
+        """Write a map (D,H,W) from 0 to 1 as NIfTI with the image's header, in so many `steps` or exactly."""
+
 
 class ModelSource(Protocol):
     """Where a model's parts beside its predictions come from; each is read when it is asked for."""
@@ -74,6 +108,9 @@ class ModelSource(Protocol):
 
     def train_features(self) -> Mapping[str, Features]:
         """Features of each fold's training cases by its own encoder."""
+
+    def validation(self) -> Mapping[str, PredictionTable]:
+        """By fold, predictions of its validation cases; no entry for a fold that has none."""
 
     def open(self) -> OpenedModel:
         """The model with its networks, loaded once."""
@@ -121,6 +158,10 @@ class StudyModel:
         """By fold, the features of the cases that it was trained on, by its own encoder."""
         return self._source("train_features").train_features()
 
+    def validation(self) -> Mapping[str, PredictionTable]:
+        """By fold that predicted, its predictions of its own validation cases; empty where there are none."""
+        return {} if self.source is None else self.source.validation()
+
     def open(self) -> OpenedModel:
         """The model with the networks of the folds that predicted; loaded once."""
         return self._source("network").open()
@@ -141,7 +182,10 @@ class Study:
 
     `resamples` and `seed` govern every bootstrap, so that analyses agree with each other; `left_out`
     counts the cases that not every model predicted, where that was allowed. `cases` has the raw images and
-    masks of the cases by case id, where their dataset is at hand, and `cases_lacking` says why not.
+    masks of the cases by case id, where their dataset is at hand, and `cases_lacking` says why not;
+    `read_image` reads one, `grids` reads masks and brings maps back to the images. `covariates` hold by
+    name what the case table says of the cases, in their order and as text, blank where unknown;
+    `covariates_lacking` says why there are none.
     """
 
     models: tuple[StudyModel, ...]
@@ -152,6 +196,10 @@ class Study:
     left_out: int = 0
     cases: Mapping[str, Case] = field(default_factory=dict)
     cases_lacking: str = "the raw dataset of its cases was not found"
+    read_image: Callable[[Case], Volume] | None = None
+    grids: CaseGrids | None = None
+    covariates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    covariates_lacking: str = "no case table was given"
 
     @property
     def provides(self) -> frozenset[str]:
@@ -159,11 +207,12 @@ class Study:
         return frozenset({"predictions"}).union(self._of_cases(), *(model.provides for model in self.models))
 
     def _of_cases(self) -> set[str]:
-        """Needs that the raw dataset meets: images of every case, a mask of any."""
+        """Needs that the case table and the raw dataset meet: images of every case, a mask of any."""
+        told = {"covariates"} if self.covariates else set()
         cases = [self.cases.get(name) for name in self.case_ids]
         if not cases or any(case is None or not case.images for case in cases):
-            return set()
-        return {"images", "masks"} if any(case and case.mask for case in cases) else {"images"}
+            return told
+        return told | ({"images", "masks"} if any(case and case.mask for case in cases) else {"images"})
 
     def models_with(self, needs: Collection[str]) -> tuple[StudyModel, ...]:
         """The models that meet all of `needs`; an analysis works on these and says which it left out."""
@@ -175,11 +224,19 @@ class Study:
         said = []
         if {"images", "masks"} & set(needs) - self._of_cases():
             said.append(self.cases_lacking)
+        if {"covariates"} & set(needs) - self._of_cases():
+            said.append(f"{self.covariates_lacking}; --cases CSV gives one")
         for model in self.models:
             reasons = [model.lacks(need) for need in OF_MODELS if need in needs]
             if reasons := list(dict.fromkeys(reason for reason in reasons if reason)):
                 said.append(f"{model.name}: {'; '.join(reasons)}")
         return tuple(said)
+
+    def image(self, case_id: str) -> Volume:
+        """The raw image of a case in canonical axes; raises OaplugError where it cannot be read."""
+        if self.read_image is None or case_id not in self.cases:
+            raise PredictionError(f"case {case_id}: {self.cases_lacking}")
+        return self.read_image(self.cases[case_id])
 
     @property
     def targets(self) -> Mapping[str, Target]:

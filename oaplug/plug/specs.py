@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int, int]
 Targets = Mapping[str, Target]
-NEEDS = frozenset({"predictions", "features", "train_features", "network", "images", "masks"})
+NEEDS = frozenset(
+    {"predictions", "features", "train_features", "network", "train_images", "images", "masks", "covariates"}
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -130,11 +132,15 @@ class HeadSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSpec(Spec):
-    """An analysis: `build(options)` gives an Analysis; `needs` names what a study must provide."""
+    """An analysis: `build(options)` gives an Analysis; `needs` names what a study must provide.
+
+    One that takes long is to run `on_request` only: where it is named, not among all there are.
+    """
 
     kind: ClassVar[str] = "analysis"
     build: Callable[..., Analysis]
     needs: frozenset[str] = frozenset({"predictions"})
+    on_request: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

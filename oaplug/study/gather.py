@@ -12,14 +12,19 @@ import numpy as np
 
 from oaplug.core.errors import LeakError, PathError, PredictionError
 from oaplug.core.leak import leaked_cases
+from oaplug.core.paths import Places
 from oaplug.core.predictions import read_predictions
 from oaplug.core.study import Study, StudyModel
 from oaplug.core.target import MISSING, grade_names
+from oaplug.study.grids import find_grids
+from oaplug.study.sources import FolderSource, find_cases_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from oaplug.core.case import Case
     from oaplug.core.predictions import PredictionTable, TargetPredictions
+    from oaplug.core.volume import Volume
 
     Paths = Mapping[str, Path | tuple[Path, ...]]
 
@@ -73,26 +78,32 @@ def _default_name(path: Path) -> str:
     return folder.parent.parent.name if is_set or is_validation else folder.name
 
 
-def open_study(models: Paths, *, resamples: int, seed: int, intersect: bool = False) -> Study:
+def open_study(
+    models: Paths, *, resamples: int, seed: int, intersect: bool = False, places: Places | None = None
+) -> Study:
     """Open every model's predictions and pair their cases, in the order of the first model.
 
     A path is a predictions.csv, a folder that holds one, or a model folder with one predicted set;
     several paths are runs of one model, called NAME#1, NAME#2. `intersect` compares the cases that all
-    models predict instead of refusing unequal sets. Raises PathError for a path that does not exist,
+    models predict instead of refusing unequal sets. `places` has the roots of raw and preprocessed datasets
+    (None: the environment's), for analyses that need them. Raises PathError for a path that does not exist,
     PredictionError where the tables do not belong together, LeakError for cases of subjects a model was
     trained on.
     """
+    places = Places() if places is None else places
     if not models:
         raise PredictionError("no model was given: pass at least one model folder or predictions.csv")
     if resamples < 1:
         raise PredictionError(f"the number of bootstrap resamples must be positive, got {resamples}")
-    opened = [model for name, paths in models.items() for model in _open_runs(name, _runs(paths))]
+    opened = [model for name, paths in models.items() for model in _open_runs(name, _runs(paths), places)]
     everything = set().union(*(model.predictions.case_ids for model in opened))
     if intersect:
         opened = _intersect(opened)
     paired = [opened[0], *(_pair(opened[0], other) for other in opened[1:])]
     _check_truths(paired)
     first = paired[0].predictions
+    run_folder = next((model.folder for model in paired if model.folder is not None), None)
+    cases, cases_lacking = find_cases_of(first.case_ids, run_folder, places=places)
     return Study(
         models=tuple(paired),
         case_ids=first.case_ids,
@@ -100,7 +111,17 @@ def open_study(models: Paths, *, resamples: int, seed: int, intersect: bool = Fa
         resamples=resamples,
         seed=seed,
         left_out=len(everything) - len(first.case_ids),
+        cases=cases,
+        cases_lacking=cases_lacking,
+        read_image=_read_image,
+        grids=find_grids(run_folder, places=places),
     )
+
+
+def _read_image(case: Case) -> Volume:
+    from oaplug.prepare.reading import read_image
+
+    return read_image(case.images, case_id=case.case_id)
 
 
 def _intersect(models: Sequence[StudyModel]) -> list[StudyModel]:
@@ -118,16 +139,17 @@ def _intersect(models: Sequence[StudyModel]) -> list[StudyModel]:
     ]
 
 
-def _open_runs(name: str, paths: Sequence[Path]) -> list[StudyModel]:
+def _open_runs(name: str, paths: Sequence[Path], places: Places) -> list[StudyModel]:
     """The model at a path, or several runs of it, numbered from 1."""
     if len(paths) == 1:
-        return [_open_model(name, paths[0])]
+        return [_open_model(name, paths[0], places)]
     return [
-        replace(_open_model(f"{name}#{number}", path), run_of=name) for number, path in enumerate(paths, 1)
+        replace(_open_model(f"{name}#{number}", path, places), run_of=name)
+        for number, path in enumerate(paths, 1)
     ]
 
 
-def _open_model(name: str, path: Path) -> StudyModel:
+def _open_model(name: str, path: Path, places: Places) -> StudyModel:
     table_path = _find_table(path)
     table = read_predictions(table_path)
     if not table.targets:
@@ -137,7 +159,10 @@ def _open_model(name: str, path: Path) -> StudyModel:
             f"{name}: {table_path} holds {len(leaked)} cases of subjects this model was trained on "
             f"({_shown(leaked)}); predict cases of other subjects"
         )
-    return StudyModel(name=name, predictions=table, folder=_run_folder(path))
+    folder = _run_folder(path)
+    folds = tuple(sorted({fold for names in table.folds for fold in names.split("+") if fold}))
+    source = FolderSource(table=table_path, folder=folder, folds=folds, places=places)
+    return StudyModel(name=name, predictions=table, folder=folder, source=source)
 
 
 def _find_table(path: Path) -> Path:

@@ -59,8 +59,9 @@ def run_study(
     """Run `analyses` (None: all that are registered) and write FOLDER/findings.json and FOLDER/ANALYSIS/.
 
     `options` gives options by analysis, called as in `analyses`. An analysis whose needs the study does
-    not meet is skipped with the reason; one that fails keeps its traceback in findings.json, and the
-    others stand. Raises PluginError for an unknown name or option, before anything runs.
+    not meet is skipped with the reason, as is one that runs on request only and was neither named nor given
+    options; one that fails keeps its traceback in findings.json, and the others stand. Raises PluginError
+    for an unknown name or option, before anything runs.
     """
     parts = _choose(registry, analyses)
     chosen = _options(parts, options or {}, registry=registry)
@@ -69,11 +70,15 @@ def run_study(
     for done, (name, part) in enumerate(parts.items()):
         if progress is not None:
             progress(done, len(parts), name)
+        if analyses is None and name not in chosen and _is_on_request(part):
+            outcome = _skipped(f"it takes long, so it runs only when asked for: -a {part.spec.name}")
+        else:
+            outcome = _run_one(study, part, options=chosen.get(name), folder=folder / name)
         sections[name] = {
             "name": name,
             "plugin": f"{part.distribution} {part.version}",
             "summary": part.spec.summary,
-            **_run_one(study, part, options=chosen.get(name), folder=folder / name),
+            **outcome,
         }
     if progress is not None:
         progress(len(parts), len(parts), "done")
@@ -82,6 +87,10 @@ def run_study(
     return StudyOutcome(
         folder=folder, findings=path, statuses={name: section["status"] for name, section in sections.items()}
     )
+
+
+def _is_on_request(part: Part) -> bool:
+    return isinstance(part.spec, AnalysisSpec) and part.spec.on_request
 
 
 def _choose(registry: Registry, names: Sequence[str] | None) -> dict[str, Part]:
@@ -116,11 +125,8 @@ def _run_one(study: Study, part: Part, *, options: Any, folder: Path) -> dict[st
     """Status and findings of one analysis; `options` None: its defaults."""
     spec = part.spec
     assert isinstance(spec, AnalysisSpec)
-    if lacking := sorted(spec.needs - study.provides):
-        return {
-            "status": "skipped",
-            "reason": f"it needs {', '.join(lacking)}, which this study does not have",
-        }
+    if not study.models_with(spec.needs):
+        return _skipped(_lacking(study, spec.needs))
     try:
         options = parse_options(spec, None) if options is None else options
         findings = spec.build(options).run(study, make_folder(folder))
@@ -137,6 +143,17 @@ def _run_one(study: Study, part: Part, *, options: Any, folder: Path) -> dict[st
         log.debug("%s", text)
         return {"status": "failed", "reason": f"{type(failure).__name__}: {failure}", "traceback": text}
     return {"status": "ok", "findings": content}
+
+
+def _skipped(reason: str) -> dict[str, Any]:
+    return {"status": "skipped", "reason": reason}
+
+
+def _lacking(study: Study, needs: frozenset[str]) -> str:
+    """Needs that no model of the study meets together, and what to do about it."""
+    lacking = sorted(needs - study.provides) or sorted(needs)
+    reasons = ". ".join(study.lacking(needs))
+    return f"it needs {', '.join(lacking)}, and no model of this study has all of it. {reasons}".strip()
 
 
 def _describe(study: Study) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from oaplug.core.dataset import open_dataset
 from oaplug.core.errors import CheckpointError, OaplugError, PredictionError
 from oaplug.core.features import FEATURES_FILE, Features, read_features
 from oaplug.core.paths import Places, find_dataset
+from oaplug.core.predictions import PredictionTable, read_predictions
 from oaplug.model.run_folder import read_run
 from oaplug.prepare.folder import PreprocessedFolder
 
@@ -53,6 +54,10 @@ class FolderSource:
     def train_features(self) -> Mapping[str, Features]:
         """Features of each fold's training cases by its own encoder."""
         return self._train_features
+
+    def validation(self) -> Mapping[str, PredictionTable]:
+        """By fold, predictions of its validation cases; no entry for a fold that has none."""
+        return self._validation
 
     def open(self) -> Predictor:
         """The model with its networks, loaded once."""
@@ -110,6 +115,12 @@ class FolderSource:
                 raise PredictionError(f"{path} is of other weights than {FEATURES_FILE}; {self._again}")
         return found
 
+    @cached_property
+    def _validation(self) -> dict[str, PredictionTable]:
+        paths = {} if self.folder is None else {f: self.folder / f"fold_{f}/validation" for f in self.folds}
+        there = {fold: path for fold, path in paths.items() if (path / "predictions.csv").is_file()}
+        return {fold: read_predictions(path) for fold, path in there.items()}
+
     def _checkpoints(self) -> None:
         assert self.folder is not None
         for fold in self.folds:
@@ -152,7 +163,7 @@ def _reason(attempt: Callable[[], object]) -> str:
 def find_cases_of(
     case_ids: Collection[str], folder: Path | None, *, places: Places
 ) -> tuple[dict[str, Case], str]:
-    """The cases of a model's raw dataset by id, with the images and masks that exist; or why there are none."""
+    """Cases of a model's raw dataset by id, with images and the masks that exist; or why there are none."""
     try:
         if folder is None:
             raise PredictionError("which dataset the cases are of is known for model folders only")

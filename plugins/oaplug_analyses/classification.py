@@ -11,10 +11,10 @@ import numpy as np
 from oaplug.core import metrics
 from oaplug.core.bootstrap import Estimate, estimate
 from oaplug.core.findings import Findings, Table
-from oaplug.core.predictions import TargetPredictions
 from oaplug.core.target import grade_names
 from oaplug_analyses import classification_figures as figures
-from oaplug_analyses.drawing import cell, model_colours, write_table
+from oaplug_analyses.classification_roc import roc_curves, roc_grades
+from oaplug_analyses.drawing import bound_cells, keyed, model_colours, told, with_bounds, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from oaplug.core.findings import Cell, Figure
+    from oaplug.core.predictions import TargetPredictions
     from oaplug.core.study import Study
     from oaplug.core.target import Target
     from oaplug_analyses.options import ClassificationOptions
@@ -49,6 +50,7 @@ class TargetResult:
     models: tuple[Graded, ...]
     subject_ids: tuple[str, ...]
     resamples: int
+    seed: int
     confidence: float
 
     @property
@@ -111,7 +113,7 @@ class Classification:
                 continue
             rows = np.flatnonzero(predictions.known())
             subject_ids = tuple(study.subject_ids[row] for row in rows)
-            known = _take(predictions, rows)
+            known = predictions.take(rows)
             estimates = estimate(
                 partial(measure, known),
                 subject_ids,
@@ -125,17 +127,9 @@ class Classification:
             models=tuple(graded),
             subject_ids=subject_ids,
             resamples=study.resamples,
+            seed=study.seed,
             confidence=self.options.confidence,
         )
-
-
-def _take(predictions: TargetPredictions, rows: NDArray[np.intp]) -> TargetPredictions:
-    return TargetPredictions(
-        target=predictions.target,
-        truth=predictions.truth[rows],
-        predicted=predictions.predicted[rows],
-        probabilities=predictions.probabilities[rows],
-    )
 
 
 def measure(predictions: TargetPredictions, weights: Floats) -> dict[str, Floats]:
@@ -167,12 +161,7 @@ def headline_numbers(result: TargetResult) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {}
     for graded in result.models:
         for metric in result.metric_names:
-            found, key = graded.estimates[metric], f"{graded.model}.{result.target.name}.{metric}"
-            numbers |= {
-                key: cell(found.value),
-                f"{key}.low": cell(found.low),
-                f"{key}.high": cell(found.high),
-            }
+            numbers |= keyed(f"{graded.model}.{result.target.name}.{metric}", graded.estimates[metric])
     return numbers
 
 
@@ -196,11 +185,11 @@ def _sentence(result: TargetResult) -> str:
 def _praise(result: TargetResult, first: Graded) -> str:
     """The numbers of the best model, and how far the next one lies behind."""
     others = [m for m in ("auc", "accuracy", "mae") if m in result.metric_names and m != result.headline]
-    rest = ", ".join(f"{result.label(m)} is {_with_interval(first.estimates[m])}" for m in others)
+    rest = ", ".join(f"{result.label(m)} is {told(first.estimates[m])}" for m in others)
     headline = metrics.METRIC_NAMES[result.headline]
     behind = _runner_up(result, first)
     verb = f"has the highest {headline}," if behind else f"reaches {headline}"
-    best = _with_interval(first.estimates[result.headline], what=f"{result.confidence:.0%} interval ")
+    best = told(first.estimates[result.headline], what=f"{result.confidence:.0%} interval ")
     place = f"{result.target.name}, on {result.size}"
     return f"{place}: {first.model} {verb} {best}{behind}. For {first.model}, {rest}."
 
@@ -210,13 +199,7 @@ def _runner_up(result: TargetResult, first: Graded) -> str:
     if not others:
         return ""
     second = max(others, key=lambda graded: float(graded.estimates[result.headline].value))
-    return f", ahead of {second.model} with {_with_interval(second.estimates[result.headline])}"
-
-
-def _with_interval(found: Estimate, *, what: str = "") -> str:
-    if np.isnan(found.value):
-        return "not defined"
-    return f"{found.value:.3f} ({what}{found.low:.3f} to {found.high:.3f})"
+    return f", ahead of {second.model} with {told(second.estimates[result.headline])}"
 
 
 def _tables(result: TargetResult, folder: Path) -> list[Table]:
@@ -226,13 +209,13 @@ def _tables(result: TargetResult, folder: Path) -> list[Table]:
 def _metric_table(result: TargetResult, folder: Path) -> Table:
     columns = ["model", "n"]
     for metric in result.metric_names:
-        columns += _with_bounds(result.label(metric))
+        columns += with_bounds(result.label(metric))
     rows = []
     for graded in result.models:
         found = [graded.estimates[metric] for metric in result.metric_names]
         undefined = max(int(one.undefined) for one in found)
         row: list[Cell] = [graded.model, len(result.subject_ids)]
-        rows.append([*row, *(value for one in found for value in _cells(one)), undefined])
+        rows.append([*row, *(value for one in found for value in bound_cells(one)), undefined])
     return write_table(
         folder,
         name=f"metrics_{result.target.name}",
@@ -244,13 +227,13 @@ def _metric_table(result: TargetResult, folder: Path) -> Table:
 
 
 def _grade_table(result: TargetResult, folder: Path) -> Table:
-    columns = ["grade", "model", "n"] + [c for label in PER_GRADE.values() for c in _with_bounds(label)]
+    columns = ["grade", "model", "n"] + [c for label in PER_GRADE.values() for c in with_bounds(label)]
     rows: list[Sequence[Cell]] = []
     for index, grade in enumerate(grade_names(result.target)):
         for graded in result.models:
             count = int((graded.predictions.truth == index).sum())
             found = [graded.estimates[key].at(index) for key in PER_GRADE]
-            rows.append([grade, graded.model, count, *(value for one in found for value in _cells(one))])
+            rows.append([grade, graded.model, count, *(value for one in found for value in bound_cells(one))])
     return write_table(
         folder,
         name=f"grades_{result.target.name}",
@@ -261,16 +244,8 @@ def _grade_table(result: TargetResult, folder: Path) -> Table:
     )
 
 
-def _with_bounds(label: str) -> list[str]:
-    return [label, f"{label} low", f"{label} high"]
-
-
-def _cells(found: Estimate) -> list[Cell]:
-    return [cell(found.value), cell(found.low), cell(found.high)]
-
-
 def _figures(result: TargetResult, folder: Path, colours: Mapping[str, str]) -> list[Figure]:
     drawn = [figures.comparison(result, folder, colours), figures.confusions(result, folder)]
-    if figures.roc_grades(result):
-        drawn.append(figures.roc_curves(result, folder, colours))
+    if roc_grades(result):
+        drawn.append(roc_curves(result, folder, colours))
     return drawn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure as Canvas
 
 from oaplug.core.artifacts import atomic_path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from oaplug.core.bootstrap import Estimate
     from oaplug.core.findings import Cell
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e3e8ee"
@@ -29,13 +31,28 @@ PICTURE: dict[str, Any] = {
     "pad_inches": 0.08,
     "metadata": {"Software": None},
 }
+HEADING: dict[str, Any] = {"fontsize": TITLE, "color": INK, "loc": "left"}
+LEGEND: dict[str, Any] = {
+    "fontsize": SMALL,
+    "title_fontsize": SMALL,
+    "labelcolor": INK,
+    "handlelength": 1.4,
+    "frameon": False,
+}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00",
             "#56B4E9", "#882255", "#999933", "#332288", "#555555")  # fmt: skip
+_SEVERITY = ("#f6d860", "#ee964b", "#d1495b", "#7b2d6f", "#241b4b")
 
 
 def model_colours(names: Sequence[str]) -> dict[str, str]:
     """A colour per model, the same in every figure, safe for colour-blind readers (Okabe and Ito; Tol)."""
     return {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+
+
+def grade_colours(count: int) -> list[str]:
+    """A colour per grade, from light for the least severe to dark."""
+    ramp = LinearSegmentedColormap.from_list("severity", _SEVERITY)
+    return [to_hex(ramp(index / max(count - 1, 1))) for index in range(count)]
 
 
 def panels(
@@ -66,6 +83,27 @@ def stacked(
     return canvas, axes
 
 
+def paired_panels(
+    count: int, *, width_inches: float, heights_inches: tuple[float, float], columns: int = 3
+) -> tuple[Canvas, list[tuple[Axes, Axes]]]:
+    """A figure with `count` pairs of panels, a high one and a low one below it that shares its x axis."""
+    across = min(count, columns)
+    down = math.ceil(count / across)
+    canvas = Canvas(figsize=(across * width_inches, down * sum(heights_inches)), dpi=DPI)
+    canvas.set_layout_engine("constrained", w_pad=0.07, h_pad=0.03)
+    grid = canvas.add_gridspec(2 * down, across, height_ratios=list(heights_inches) * down)
+    pairs = []
+    for index in range(count):
+        row, column = divmod(index, across)
+        upper = canvas.add_subplot(grid[2 * row, column])
+        lower = canvas.add_subplot(grid[2 * row + 1, column], sharex=upper)
+        _tidy(upper)
+        _tidy(lower)
+        upper.tick_params(labelbottom=False)
+        pairs.append((upper, lower))
+    return canvas, pairs
+
+
 def _tidy(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -82,6 +120,29 @@ def short_name(name: str, *, width: int = 26) -> str:
     head, joint, tail = name.partition("__")
     lines = [head, tail] if joint else [name[:width], name[width:]]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+def with_bounds(label: str) -> list[str]:
+    """Columns of a value and its interval, which the report shows as one."""
+    return [label, f"{label} low", f"{label} high"]
+
+
+def bound_cells(found: Estimate) -> list[Cell]:
+    """The cells of `with_bounds`."""
+    return [cell(found.value), cell(found.low), cell(found.high)]
+
+
+def told(found: Estimate, *, what: str = "") -> str:
+    """A value with its interval in words, `what` before the interval."""
+    if not math.isfinite(found.value):
+        return "not defined"
+    return f"{found.value:.3f} ({what}{found.low:.3f} to {found.high:.3f})"
+
+
+def keyed(key: str, found: Estimate) -> dict[str, float | None]:
+    """Headline numbers of a value: KEY, KEY.low and KEY.high."""
+    low, high = cell(found.low), cell(found.high)
+    return {key: cell(found.value), f"{key}.low": low, f"{key}.high": high}
 
 
 def cell(value: Any) -> float | None:
