@@ -27,11 +27,11 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Give y (B,D,L): y[l] = C[l] h[l] + D u[l] where h[l] = exp(dt[l] A) h[l-1] + dt[l] B[l] u[l], from zero.
+    """Give y (B,D,L): y[l] = C[l] h[l] + D u[l], where h[l] = exp(dt[l] A) h[l-1] + dt[l] B[l] u[l].
 
-    Arguments mean what they mean in mamba-ssm's selective_scan_fn, and gradients reach every tensor (there
-    is no double backward). All arithmetic is float32, or float64 where u is, also for half-precision inputs
-    and under autocast; y has the precision of u.
+    The state starts at zero. Arguments mean what they mean in mamba-ssm's selective_scan_fn, and gradients
+    reach every tensor (there is no double backward). All arithmetic is float32, or float64 where u is, also
+    for half-precision inputs and under autocast; y has the precision of u.
 
     Args:
         u: input (B,D,L).
@@ -48,7 +48,7 @@ def selective_scan(
         ValueError: A shape does not fit the others, or a tensor is not real floating point.
     """
     _check(u, A, delta=delta, z=z, B=B, C=C, D=D, delta_bias=delta_bias)
-    y, _ = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y: Tensor = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)[0]
     return y
 
 

@@ -90,7 +90,9 @@ class _Group:
     @property
     def elements(self) -> int:
         """Rows x positions, filled up to whole chunks."""
-        return (self.rows.stop - self.rows.start) * (self.chunks.stop - self.chunks.start) * _CHUNK
+        chunks: int = self.chunks.stop - self.chunks.start
+        rows: int = self.rows.stop - self.rows.start
+        return rows * chunks * _CHUNK
 
     def cut(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """This group's part (B,X,l) of a tensor (B,X,L)."""
@@ -111,7 +113,8 @@ class _Group:
         """(T,G,B,X) as (B,X,l)."""
         batch, size = folded.shape[2:]
         flat = folded.transpose(0, 1).reshape(-1, batch * size).t().contiguous()
-        return flat[:, : self.positions.stop - self.positions.start].unflatten(0, (batch, size))
+        width = self.positions.stop - self.positions.start
+        return flat[:, :width].view(batch, size, width)
 
 
 class _Part:
@@ -189,7 +192,7 @@ def _last(states: Sequence[Tensor], links: Sequence[Tensor]) -> Tensor:
 
 
 def _carry(carry: Tensor, ends: Tensor, decays: Tensor) -> Tensor:
-    """What enters each chunk (G,B,N,D): carry the first, ends[g] + decays[g] * what entered g the one after."""
+    """What enters each chunk (G,B,N,D): carry, then ends[g] + decays[g] * what entered chunk g."""
     entering = torch.empty_like(ends)
     entering[0] = carry
     for (here, after), end, decay in zip(pairwise(entering.unbind(0)), ends[:-1], decays[:-1], strict=True):
