@@ -61,7 +61,7 @@ def read_case_rows(
     problems = _check_header(header, targets, covariates=covariates, path=path)
     rows: list[CaseRow] = []
     for line, record in enumerate(records, start=2):
-        row, found = _parse_row(record, targets, covariates=covariates, path=path, line=line)
+        row, found = parse_case_row(record, targets, covariates=covariates, path=path, line=line)
         problems += found
         rows += [row] if row is not None else []
     counts = Counter(row.case_id for row in rows)
@@ -134,9 +134,13 @@ def _check_header(
     return problems
 
 
-def _parse_row(
-    record: dict[str, str], targets: Mapping[str, Target], *, covariates: Sequence[str], path: Path, line: int
+def parse_case_row(
+    record: Mapping[str, str], targets: Mapping[str, Target], *, covariates: Sequence[str], path: Path, line: int
 ) -> tuple[CaseRow | None, list[Problem]]:
+    """Check one row, given as text by the columns of cases.csv; gives all that is wrong with it.
+
+    `path` and `line` say where it comes from. A row without a usable case_id gives None.
+    """
     case_id = record.get("case_id", "")
     problems: list[Problem] = []
 

@@ -75,10 +75,7 @@ def _own_randomness(device: Any, seed: int) -> Iterator[None]:
     """Within, torch draws from `seed`; after, it goes on as if nothing had been drawn."""
     import torch
 
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng(
-        devices=[] if on_cpu else [device], device_type="cuda" if on_cpu else device.type
-    ):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

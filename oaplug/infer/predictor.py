@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -25,23 +26,36 @@ from oaplug.prepare.reading import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
     from oaplug.core.predictions import PredictionTable
+    from oaplug.core.saliency import Question, SaliencySettings
     from oaplug.core.target import Target
-    from oaplug.core.volume import Volume
+    from oaplug.core.volume import FloatArray, Volume
     from oaplug.model.network import Network
 
     Progress = Callable[[int, int, str], None]
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is said of one case: probabilities (K,) per target, features (F,) per fold."""
+
+    probabilities: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """The networks of a model folder's folds, ready to predict."""
+    """The networks of a model folder's folds, ready to predict; all in eval mode, by the fold's name."""
 
     name: str
+    folder: Path
+    checkpoint: str
     run: RunDescription
     targets: Mapping[str, Target]
     networks: Mapping[str, Network]
@@ -60,54 +74,101 @@ class Predictor:
         Gives the table and a problem for every case whose images could not be read; raises LeakError
         where the model was trained on a case's subject or images, OaplugError where no case is left.
         """
+        done, answers, problems = self.answer_cases(
+            cases, allow_training_cases=allow_training_cases, progress=progress
+        )
+        return self.tabulate(done, answers), problems
+
+    def answer_cases(
+        self, cases: Sequence[Case], *, allow_training_cases: bool, progress: Progress | None = None
+    ) -> tuple[list[Case], list[Answer], list[Problem]]:
+        """Cases that could be read, an answer for each, and a problem for each of the others.
+
+        Raises as `predict` does.
+        """
         if not allow_training_cases:
             self._refuse_leaks(cases)
         done: list[Case] = []
-        rows: list[dict[str, np.ndarray]] = []
+        answers: list[Answer] = []
         problems: list[Problem] = []
-        for index, (case, prepared) in enumerate(self._prepare(cases)):
+        for index, (case, prepared) in enumerate(read_ahead(self._try_to_prepare, cases)):
             if progress is not None:
                 progress(index, len(cases), case.case_id)
             if isinstance(prepared, OaplugError):
                 problems.append(Problem(kind="cannot predict", case_id=case.case_id, message=str(prepared)))
                 continue
-            rows.append(self.probabilities(prepared.data))
+            answers.append(self.answer(prepared.data))
             done.append(case)
         if progress is not None:
             progress(len(cases), len(cases), "done")
         if not done:
             raise OaplugError(f"no case could be predicted; the first: {problems[0].message}")
+        return done, answers, problems
+
+    def tabulate(self, cases: Sequence[Case], answers: Sequence[Answer]) -> PredictionTable:
+        """The prediction table of cases that were answered."""
+        rows = [answer.probabilities for answer in answers]
         tables = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         folds = "+".join(self.networks)
-        table = prediction_table(done, tables, targets=self.targets, fold=folds, model=self.name)
-        return replace(table, trained_on=self.trained_on), problems
+        table = prediction_table(cases, tables, targets=self.targets, fold=folds, model=self.name)
+        return replace(table, trained_on=self.trained_on)
 
-    def probabilities(self, volume: np.ndarray) -> dict[str, np.ndarray]:
-        """Per target probabilities (K,) of one preprocessed volume (C,D,H,W), rounded as for training."""
-        batch = torch.from_numpy(volume.astype(np.float16)).float()[None]
-        answers: dict[str, list[np.ndarray]] = {}
+    def answer(self, volume: np.ndarray) -> Answer:
+        """Probabilities (means over the folds) and features of one preprocessed volume (C,D,H,W)."""
+        batch = self.as_batch(volume)
+        features: dict[str, np.ndarray] = {}
+        tables: dict[str, list[np.ndarray]] = {}
         with torch.inference_mode():
-            for network in self.networks.values():
-                with self.precision.autocast():
-                    logits = network(self.precision.arrange(batch))
+            for fold, network in self.networks.items():
+                with self.autocast():
+                    found = network.features(batch)
+                    logits = network.head(found)
+                features[fold] = found[0].float().cpu().numpy()
                 for name, table in network.probabilities(logits).items():
-                    answers.setdefault(name, []).append(table[0].double().cpu().numpy())
-        return {name: np.mean(tables, axis=0) for name, tables in answers.items()}
+                    tables.setdefault(name, []).append(table[0].double().cpu().numpy())
+        means = {name: np.mean(of_folds, axis=0) for name, of_folds in tables.items()}
+        return Answer(probabilities=means, features=features)
 
-    def _prepare(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Volume | OaplugError]]:
-        """Read and preprocess one case ahead, in a thread."""
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            waiting = [reader.submit(self._prepare_case, case) for case in cases[:2]]
-            for index, case in enumerate(cases):
-                prepared = waiting.pop(0).result()
-                if index + 2 < len(cases):
-                    waiting.append(reader.submit(self._prepare_case, cases[index + 2]))
-                yield case, prepared
+    def features(self, volume: np.ndarray, *, fold: str) -> np.ndarray:
+        """Features (F,) of one preprocessed volume (C,D,H,W) by one fold's encoder."""
+        with torch.inference_mode(), self.autocast():
+            found = self.networks[fold].features(self.as_batch(volume))
+        return found[0].float().cpu().numpy()
 
-    def _prepare_case(self, case: Case) -> Volume | OaplugError:
+    def saliency(
+        self,
+        volume: np.ndarray,
+        questions: Sequence[Question],
+        *,
+        case_id: str,
+        settings: SaliencySettings,
+        untrained: bool = False,
+    ) -> list[FloatArray]:
+        """Maps (D,H,W) from 0 to 1 of a preprocessed volume (C,D,H,W), as `saliency_maps` makes them."""
+        from oaplug.infer.saliency import saliency_maps
+
+        return saliency_maps(self, volume, questions, case_id=case_id, settings=settings, untrained=untrained)
+
+    def as_batch(self, volume: np.ndarray) -> torch.Tensor:
+        """A preprocessed volume (C,D,H,W) as a batch (1,C,D,H,W) on the device, rounded as for training."""
+        return self.precision.arrange(torch.from_numpy(volume.astype(np.float16)).float()[None])
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the networks compute as they were trained."""
+        return self.precision.autocast()
+
+    def checkpoint_path(self, fold: str) -> Path:
+        """The file a fold's network was loaded from."""
+        return self.folder / f"fold_{fold}" / f"checkpoint_{self.checkpoint}.safetensors"
+
+    def prepare(self, case: Case) -> Volume:
+        """A case's images as the networks see them; raises OaplugError where they cannot be read."""
+        volume = read_image(case.images, case_id=case.case_id)
+        return prepare_volume(volume, self.run.configuration, side=case.side)
+
+    def _try_to_prepare(self, case: Case) -> Volume | OaplugError:
         try:
-            volume = read_image(case.images, case_id=case.case_id)
-            return prepare_volume(volume, self.run.configuration, side=case.side)
+            return self.prepare(case)
         except OaplugError as failure:
             return failure
 
@@ -124,6 +185,17 @@ class Predictor:
                 f"{len(set(leaks))} cases belong to subjects or images this model was trained on ({named}): "
                 "their results would flatter it; remove them, or pass --allow_training_cases"
             )
+
+
+def read_ahead(read: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[tuple[Item, Found]]:
+    """Every item with what `read` gives for it, reading one ahead in a thread."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        waiting = [reader.submit(read, item) for item in items[:2]]
+        for index, item in enumerate(items):
+            found = waiting.pop(0).result()
+            if index + 2 < len(items):
+                waiting.append(reader.submit(read, items[index + 2]))
+            yield item, found
 
 
 def load_model(
@@ -144,8 +216,6 @@ def load_model(
     Raises:
         CheckpointError: where the folder, a fold or a checkpoint is missing or does not fit.
     """
-    from pathlib import Path
-
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"the model folder {folder} does not exist; train it with oaplug_train")
@@ -161,6 +231,8 @@ def load_model(
     }
     return Predictor(
         name=folder.name,
+        folder=folder,
+        checkpoint=checkpoint,
         run=run,
         targets=targets_of_run(run, registry()),
         networks=networks,
