@@ -24,6 +24,7 @@ VERBS = {
     "predict_from_modelfolder": "the same with a model folder from anywhere",
     "evaluate": "metrics of one prediction table",
     "analyze": "compare models and write a report",
+    "doctor": "check this installation",
     "plugins": "list the parts that are installed",
     "new_plugin": "write a new plugin to be changed",
 }

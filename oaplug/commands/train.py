@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +16,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    import torch
+
     from oaplug.prepare.folder import PreprocessedFolder
     from oaplug.prepare.splits import Fold
+    from oaplug.train.world import World
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,14 +77,26 @@ def _work(given: Sequence[str], arguments: argparse.Namespace) -> int | None:
     if arguments.deterministic:
         arguments.overrides.append("training.deterministic=true")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _train(arguments)
+    from oaplug.model.precision import choose_device
+    from oaplug.train.world import join_world, naming_lost_processes
+
+    with naming_lost_processes():
+        world, device = join_world(choose_device(arguments.device))
+        _let_the_first_speak(world)
+        _train(arguments, world, device)
     return None
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _let_the_first_speak(world: World) -> None:
+    """What all processes would say the first one says; errors are each one's own."""
+    if not world.is_first:
+        logging.getLogger("oaplug").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+
+
+def _train(arguments: argparse.Namespace, world: World, device: torch.device) -> None:
     from oaplug.core.paths import find_dataset, run_folder_name
     from oaplug.core.settings import parse_overrides
-    from oaplug.model.precision import choose_device
     from oaplug.model.run_folder import write_run
     from oaplug.plug.registry import registry
     from oaplug.prepare.folder import PreprocessedFolder
@@ -87,7 +104,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from oaplug.train.fold import FoldRequest, train_fold
     from oaplug.train.pretrained import with_weights
     from oaplug.train.settings import RunRequest, model_name, resolve_run
-    from oaplug.train.world import join_world, leave_world
+    from oaplug.train.world import leaving
 
     data = PreprocessedFolder(find_dataset(places(arguments).preprocessed, arguments.dataset))
     request = RunRequest(
@@ -111,7 +128,6 @@ def _train(arguments: argparse.Namespace) -> None:
     is_trained = arguments.c or arguments.val
     run = with_weights(run, folder, weights=arguments.pretrained_weights, is_trained=is_trained)
     split = _choose_split(data, arguments.fold)
-    world, device = join_world(choose_device(arguments.device))
     run = resolve_batch_size(run, registry(), folder=folder, device=device, world=world)
     if world.is_first:
         write_run(folder, run, fingerprint=data.fingerprint())
@@ -129,9 +145,8 @@ def _train(arguments: argparse.Namespace) -> None:
         pretrained_weights=arguments.pretrained_weights,
         world=world,
     )
-    with Progress(f"training {name} fold {arguments.fold}") as progress:
+    with leaving(world), Progress(f"training {name} fold {arguments.fold}") as progress:
         trained = train_fold(fold, registry(), progress=progress)
-    leave_world()
     if world.is_first:
         _say_next(trained, folder, arguments)
 

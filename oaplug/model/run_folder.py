@@ -120,7 +120,10 @@ def _first_difference(there: Any, new: Any, prefix: str = "") -> str | None:
         for key in [*new, *(k for k in there if k not in new)]:
             name = f"{prefix}.{key}" if prefix else key
             # what an override changes shows elsewhere, and a renamed file of weights has its sha256
-            if key in {"version", "reasons", "overrides", "file"} or name in _RESOLVED:
+            if (
+                key in {"version", "reasons", "overrides", "file", "readers", "checkpoint_minutes"}
+                or name in _RESOLVED
+            ):
                 continue
             if (found := _first_difference(there.get(key), new.get(key), name)) is not None:
                 return found

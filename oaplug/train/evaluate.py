@@ -25,11 +25,14 @@ def validate(
 ) -> tuple[PredictionTable, dict[str, float]]:
     """Predictions of all validation cases and their mean losses by part, whichever process computed them.
 
-    `between` is called before every batch.
+    `between` is called before every batch, by all processes as often.
     """
     source = job.validation
     assert source is not None
     mine = predict_cases(job.network, source.in_order(), precision=job.precision, between=between)
+    if between is not None:
+        for _ in range(source.idle_rounds):
+            between()
     parts = job.world.gather(mine)
     rows = {case_id: row for part in parts for case_id, row in part.rows.items()}
     tables = {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-import oaplug
 from oaplug.core.artifacts import digest_of_json, make_folder, read_json, write_json
 from oaplug.core.errors import CheckpointError, PlanError, nearest
 from oaplug.core.evaluation import default_best_metric, table_metrics
@@ -27,7 +25,8 @@ from oaplug.model.run_folder import RunDescription, build_network, run_to_json, 
 from oaplug.plug.registry import parse_options
 from oaplug.plug.specs import CallbackSpec
 from oaplug.prepare.store import read_record
-from oaplug.train.checkpoints import checkpoint_path, fold_lock, has_state
+from oaplug.train.checkpoints import checkpoint_path, clean, fold_lock, has_state
+from oaplug.train.environment import digest_of_data, environment
 from oaplug.train.logbook import log_file
 from oaplug.train.pretrained import start_from_weights
 from oaplug.train.settings import model_name
@@ -35,10 +34,11 @@ from oaplug.train.trainer import Trainer, TrainingJob
 from oaplug.train.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from oaplug.core.case import Case
+    from oaplug.core.plan import TrainSettings
     from oaplug.core.target import Target
     from oaplug.plug.protocols import Callback
     from oaplug.plug.registry import Registry
@@ -68,18 +68,44 @@ class FoldRequest:
 def train_fold(
     request: FoldRequest, registry: Registry, *, progress: Callable[[int, int, str], None] | None = None
 ) -> Path:
-    """Train (or resume, or only validate) one fold; gives its folder."""
+    """Train (or resume, or only validate) one fold; gives its folder.
+
+    Raises Interrupted after a signal, once everything is saved; LostProcess where another process is gone.
+    """
     folder = make_folder(request.folder / f"fold_{request.fold}")
-    if request.run.plan.training.threads is not None:
-        torch.set_num_threads(request.run.plan.training.threads)
-    if request.run.plan.training.deterministic:
-        torch.use_deterministic_algorithms(mode=True)
-    with fold_lock(folder) if request.world.is_first else nullcontext():
-        _check_state(request, folder)
+    is_first = request.world.is_first
+    settings = torch_settings(request.run.plan.training, device=request.device)
+    with settings, fold_lock(folder) if is_first else nullcontext():
+        if is_first:
+            clean(folder)
+            _check_state(request, folder)
         request.world.wait()
-        with log_file(folder) if request.world.is_first else nullcontext():
+        with log_file(folder) if is_first else nullcontext():
             _train(request, registry, folder, progress=progress)
     return folder
+
+
+@contextmanager
+def torch_settings(settings: TrainSettings, *, device: torch.device) -> Iterator[None]:
+    """Within, torch has the threads and the determinism of a plan.
+
+    A CPU in a 16-bit format goes without oneDNN: its weight gradients of 3D convolutions over maps of a few
+    voxels add memory that was never written (torch 2.13, bfloat16, AVX-512).
+    """
+    threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    has_onednn = bool(torch.backends.mkldnn.enabled)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(mode=True)
+    if device.type == "cpu" and settings.precision in ("bfloat16", "float16"):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = has_onednn  # type: ignore[assignment]
+        torch.use_deterministic_algorithms(is_deterministic)
+        torch.set_num_threads(threads)
 
 
 def _train(
@@ -170,7 +196,11 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         model=model_name(run.choices),
         best_metric=_best_metric(settings.best_metric, targets),
         run=run_to_json(run),
-        environment=_environment(request, [*training, *validation]),
+        environment=environment(
+            device=request.device,
+            processes=request.world.size,
+            data=digest_of_data(request.data, run.configuration.data_identifier, training, validation),
+        ),
         callbacks=[_build_callback(registry.spec(CallbackSpec, n), folder) for n in request.callbacks],
         world=request.world,
     )
@@ -178,21 +208,6 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         _remember_cases(request, folder, training)
         _write_debug(folder, job)
     return job
-
-
-def _environment(request: FoldRequest, cases: Sequence[Case]) -> dict[str, Any]:
-    """What must stay as it is for a resumed run to give the numbers of an uninterrupted one."""
-    identifier = request.run.configuration.data_identifier
-    inputs = {c.case_id: read_record(request.data.record_path(identifier, c.case_id)).inputs for c in cases}
-    return {
-        "oaplug": oaplug.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()} {platform.node()}",
-        "device": str(request.device),
-        "threads": torch.get_num_threads(),
-        "processes": request.world.size,
-        "data": digest_of_json(inputs),
-    }
 
 
 def _check_preprocessed(request: FoldRequest, cases: Sequence[Case]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -10,30 +11,44 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from oaplug.train.stopping import SIGNALS, Interrupted, LostProcess, signals_to_catch
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SECONDS_BETWEEN_LOOKS = 0.2
-_SECONDS_TO_LEAVE = 30.0
+    Children = Sequence[subprocess.Popen[bytes]]
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_TO_SAVE, _SECONDS_TO_FAIL = 120.0, 5.0
 
 
 def launch(arguments: Sequence[str], *, processes: int) -> int:
     """Run `python -m oaplug ARGUMENTS` in several processes that train together; gives the exit status.
 
-    When one fails the others are ended and its status is given. SIGTERM, SIGINT and SIGUSR2 are passed on.
+    When one fails the others are ended and its status is given. Signals that stop a training are passed on.
     """
-    port = _free_port()
-    children = [_start(arguments, rank=rank, size=processes, port=port) for rank in range(processes)]
+    children: list[subprocess.Popen[bytes]] = []
     before = _pass_on_signals(children)
+    port = _free_port()
     try:
-        return _wait(children)
+        children += [_start(arguments, rank=rank, size=processes, port=port) for rank in range(processes)]
+        _wait(children)
     finally:
-        _end(children)
+        ended = _end(children)
         for number, handler in before.items():
             signal.signal(number, handler)
+    for rank, child in enumerate(children):
+        if child.returncode < 0 and child not in ended:
+            name = signal.Signals(-child.returncode).name
+            log.error("process %d of %d was ended by %s from outside", rank, processes, name)
+    return _exit_status([child.returncode for child in children if child not in ended])
 
 
 def _start(arguments: Sequence[str], *, rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    """One process, in a session of its own: Ctrl-C in a terminal reaches it through this process alone."""
+    threads = max((os.cpu_count() or 1) // size, 1)
     variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -41,7 +56,11 @@ def _start(arguments: Sequence[str], *, rank: int, size: int, port: int) -> subp
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    return subprocess.Popen([sys.executable, "-m", "oaplug", *arguments], env=os.environ | variables)
+    return subprocess.Popen(
+        [sys.executable, "-m", "oaplug", *arguments],
+        env={"OMP_NUM_THREADS": str(threads), **os.environ, **variables},
+        start_new_session=True,
+    )
 
 
 def _free_port() -> int:
@@ -50,33 +69,38 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _pass_on_signals(children: Sequence[subprocess.Popen[bytes]]) -> dict[int, Any]:
+def _pass_on_signals(children: Children) -> dict[int, Any]:
     def pass_on(number: int, _frame: Any) -> None:
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name)]
-    return {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
+    return {number: signal.signal(number, pass_on) for number in signals_to_catch((*SIGNALS, "SIGHUP"))}
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all have ended well, or one has failed."""
-    while True:
-        states = [child.poll() for child in children]
-        if failed := [state for state in states if state not in (None, 0)]:
-            return int(failed[0] or 1) if (failed[0] or 0) > 0 else 1
-        if all(state == 0 for state in states):
-            return 0
+def _wait(children: Children) -> None:
+    """Wait until all have ended well, or one has not."""
+    while any(child.poll() is None for child in children):
+        if any(child.returncode for child in children):
+            return
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End those that still run: a process that waits for one that is gone never comes back."""
-    deadline = time.monotonic() + (_SECONDS_TO_LEAVE if all(c.poll() != 1 for c in children) else 2.0)
+def _end(children: Children) -> list[subprocess.Popen[bytes]]:
+    """End those that wait for one that is gone, with more time where all are saving; gives those killed."""
+    is_saving = any(child.poll() == Interrupted.exit_status for child in children)
+    deadline = time.monotonic() + (_SECONDS_TO_SAVE if is_saving else _SECONDS_TO_FAIL)
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
+    waiting = [child for child in children if child.poll() is None]
+    for child in waiting:
+        child.kill()
+        child.wait()
+    return waiting
+
+
+def _exit_status(statuses: Sequence[int]) -> int:
+    """The status of the one that failed by itself; a signal's number is told as shells tell it."""
+    failed = [128 - status if status < 0 else status for status in statuses if status]
+    causes = [status for status in failed if status != LostProcess.exit_status]
+    return next(iter([*causes, *failed]), 0)

@@ -28,13 +28,17 @@ class Logbook:
         self._folder = folder
         self._plotted = -_SECONDS_BETWEEN_PLOTS
 
-    def add(self, record: Record, *, last: bool) -> None:
+    def add(self, record: Record) -> None:
         """Add an epoch's record and rewrite the files (the picture at most twice a minute)."""
         self.records.append(record)
         write_text(self._folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in self.records))
-        if last or time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS:
-            self._plotted = time.monotonic()
-            draw_progress(self.records, self._folder / "progress.png")
+        if time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the picture again."""
+        self._plotted = time.monotonic()
+        draw_progress(self.records, self._folder / "progress.png")
 
 
 def draw_progress(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -70,7 +74,9 @@ def _plot(panel: Any, records: Sequence[Mapping[str, Any]], names: Sequence[str]
 
 def describe(record: Mapping[str, Any]) -> str:
     """One line for an epoch: losses, the metrics that count, seconds."""
-    parts = [f"epoch {record['epoch']:>3}", f"train loss {record['train.loss.total']:.4f}"]
+    parts = [f"epoch {record['epoch']:>3}"]
+    if "train.loss.total" in record:  # or every step was skipped
+        parts.append(f"train loss {record['train.loss.total']:.4f}")
     if "val.loss.total" in record:
         parts.append(f"val loss {record['val.loss.total']:.4f}")
     for name in [n for n in record if n.startswith("val.") and n.endswith((".qwk", ".auc"))]:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from oaplug.core.errors import PlanError
 from oaplug.model.checkpoint import load_optimizer, optimizer_tensors
 from oaplug.train.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Protocol
 
     from torch import Tensor, nn
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from oaplug.feed.source import LoadedBatch
     from oaplug.model.network import Network
     from oaplug.model.precision import Precision
+
+    class SupportsBool(Protocol):
+        """Something that is true or not, perhaps only later."""
+
+        def __bool__(self) -> bool: ...
+
 
 _AVERAGE, _OPTIMIZER = "average.", "optimizer."
 
@@ -45,6 +53,8 @@ class Stepper:
         self.settings = settings
         self.precision = precision
         self.world = world
+        if settings.sync_batch_norm and world.size > 1:
+            _synchronise_batch_norm(network, precision.device)
         precision.place(network)
         if settings.freeze_encoder:
             network.encoder.requires_grad_(requires_grad=False)
@@ -62,12 +72,15 @@ class Stepper:
         if self.settings.freeze_encoder:
             self.network.encoder.eval()
 
-    def step(self, batches: Iterable[LoadedBatch], *, count: int, rate: float, stop: bool = False) -> Step:
+    def step(
+        self, batches: Iterable[LoadedBatch], *, count: int, rate: float, stop: SupportsBool = False
+    ) -> Step:
         """One step over `count` batches whose gradients are averaged; no change where one is not finite.
 
-        `stop` says whether this process was asked to stop.
+        `stop` says, at the end of the step, whether this process was asked to stop.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        statistics = self._keep_statistics()
         sums: dict[str, Tensor] = {}
         case_ids: list[str] = []
         for index, batch in enumerate(batches, start=1):
@@ -81,9 +94,19 @@ class Stepper:
         is_finite = agreed.pop("bad") == 0
         if is_finite:
             self._apply(norm, rate)
+        else:
+            self._restore_statistics(statistics)
         self.scaler.update()
         asked = agreed.pop("stop") > 0
         return Step(losses=agreed, is_finite=is_finite, asked_to_stop=asked, case_ids=tuple(case_ids))
+
+    def _keep_statistics(self) -> list[Tensor]:
+        """Running statistics, which a batch changes before its loss is known."""
+        return [t.clone() for t in self.network.buffers()] if self.settings.skip_bad_steps else []
+
+    def _restore_statistics(self, kept: Sequence[Tensor]) -> None:
+        for tensor, value in zip(self.network.buffers(), kept, strict=False):
+            tensor.copy_(value)
 
     def _backward(self, batch: LoadedBatch, *, share: float) -> dict[str, Tensor]:
         with self.precision.autocast():
@@ -92,14 +115,14 @@ class Stepper:
         self.scaler.scale(losses["total"] * share).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
-    def _agree(self, losses: Mapping[str, Tensor], *, norm: Tensor, stop: bool) -> dict[str, float]:
+    def _agree(self, losses: Mapping[str, Tensor], *, norm: Tensor, stop: SupportsBool) -> dict[str, float]:
         """Mean losses over processes, "bad" and "stop" (above 0 where any process says so).
 
         Float16's scaler expects gradients to overflow at times and skips those steps by itself.
         """
         values = {name: float(value) for name, value in losses.items()}
         is_finite = math.isfinite(values["total"]) and (self.scaler.is_enabled() or math.isfinite(norm))
-        flags = {"bad": float(not is_finite), "stop": float(stop)}
+        flags = {"bad": float(not is_finite), "stop": float(bool(stop))}
         return self.world.mean({**values, **flags}, device=self.precision.device)
 
     def _apply(self, norm: Tensor, rate: float) -> None:
@@ -138,6 +161,12 @@ class Stepper:
         self.scaler.load_state_dict(progress["scaler"])
         if self.average is not None:
             self.average.load(_with_prefix(tensors, _AVERAGE), steps=progress["average_steps"])
+
+    def share_statistics(self) -> None:
+        """Give all processes the running statistics of the first, whose checkpoint will have them."""
+        self.world.copy_from_first(self.network.buffers())
+        if self.average is not None:
+            self.world.copy_from_first(self.average.tensors.values())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -203,6 +232,13 @@ def parameter_groups(network: Network, *, layer_decay: float) -> list[dict[str, 
         for parameters, factor in groups
         if any(p.requires_grad for p in parameters)
     ]
+
+
+def _synchronise_batch_norm(network: Network, device: torch.device) -> None:
+    """Make batch normalisation take its statistics from the batches of all processes."""
+    if device.type != "cuda":
+        raise PlanError(f"training.sync_batch_norm needs CUDA GPUs, not {device}; set it to false")
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
 def _wrapped(network: Network, *, settings: TrainSettings, precision: Precision, world: World) -> Any:

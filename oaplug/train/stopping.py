@@ -12,7 +12,7 @@ from oaplug.core.errors import OaplugError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR2")
 
 
 class Interrupted(OaplugError):
@@ -22,6 +22,12 @@ class Interrupted(OaplugError):
     """
 
     exit_status = 75
+
+
+class LostProcess(OaplugError):
+    """Another process of the training has ended, so that this one cannot go on."""
+
+    exit_status = 1
 
 
 class StopRequest:
@@ -34,11 +40,18 @@ class StopRequest:
         return self.signal is not None
 
 
+def signals_to_catch(names: Sequence[str]) -> list[signal.Signals]:
+    """Those signals that this system has and this process does not ignore."""
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within, SIGTERM, SIGINT and SIGUSR2 raise a request instead of ending the process.
 
-    A second SIGINT interrupts at once. In a thread that is not the main one nothing is changed.
+    A second SIGINT interrupts at once. Signals that are ignored (those of a job in the background) stay so.
+    In a thread that is not the main one nothing is changed.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -50,8 +63,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
 
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, ask) for number in numbers}
+    before = {number: signal.signal(number, ask) for number in signals_to_catch(SIGNALS)}
     try:
         yield request
     finally:

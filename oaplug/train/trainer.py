@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,7 +16,9 @@ from oaplug.core.evaluation import table_metrics
 from oaplug.core.seeds import derive_seed
 from oaplug.model.checkpoint import Checkpoint, load_checkpoint, load_network
 from oaplug.train.checkpoints import checkpoint_path, load_newest, save
+from oaplug.train.environment import warn_of_differences
 from oaplug.train.evaluate import validate
+from oaplug.train.interference import measure_interference
 from oaplug.train.logbook import Logbook, describe, describe_step
 from oaplug.train.schedule import learning_rate
 from oaplug.train.stepper import Step, Stepper
@@ -88,6 +89,15 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest whole checkpoint; raises CheckpointError where there is none."""
         checkpoint = load_newest(self.job.folder)
+        try:
+            self._take_up(checkpoint)
+        except KeyError as missing:
+            raise CheckpointError(
+                f"{checkpoint_path(self.job.folder, 'latest')} holds weights but not the state of a training "
+                f"({missing}); start from it with -pretrained_weights, under another --tag"
+            ) from None
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         progress = checkpoint.progress
         load_network(self.job.network, checkpoint, path=checkpoint_path(self.job.folder, "latest"))
         self.stepper.load(checkpoint.training, progress)
@@ -121,6 +131,8 @@ class Trainer:
             while not self._is_over():
                 self._run_epoch(stop)
         self._save("final")
+        if self.job.world.is_first:
+            self.logbook.draw()
         for callback in self.job.callbacks:
             callback.on_end()
         self.job.world.wait()
@@ -137,6 +149,8 @@ class Trainer:
         self._train_epoch(stop)
         record: dict[str, Any] = {"epoch": self.epoch, "learning_rate": self._rate(0)}
         record |= {f"train.loss.{name}": total / max(self.counted, 1) for name, total in self.sums.items()}
+        if self.job.settings.log_gradient_cosine:
+            record |= measure_interference(self.job, self.epoch)
         if self.job.validation is not None:
             record |= self._validate(stop)
         record["skipped"] = self.skipped
@@ -147,7 +161,7 @@ class Trainer:
         improved = self._is_best(record)
         self.epoch, self.next_step, self.counted, self.sums = self.epoch + 1, 0, 0, {}
         if self.job.world.is_first:
-            self.logbook.add(record, last=self.epoch == self.job.settings.epochs)
+            self.logbook.add(record)
             log.info("%s", describe(record))
             self._notify(record)
         else:
@@ -165,7 +179,7 @@ class Trainer:
             purpose = (self.job.fold, self.epoch, self.next_step, self.job.world.rank)
             torch.manual_seed(derive_seed(self.job.settings.seed, "dropout", *purpose))
             rate = self._rate(self.next_step)
-            step = self.stepper.step(islice(batches, many), count=many, rate=rate, stop=bool(stop))
+            step = self.stepper.step(islice(batches, many), count=many, rate=rate, stop=stop)
             self.next_step += 1
             self._count(step)
             self._show(step.losses)
@@ -215,6 +229,7 @@ class Trainer:
 
     def _validate(self, stop: StopRequest) -> dict[str, float | None]:
         try:
+            self.stepper.share_statistics()
             with self.stepper.averaged():
                 table, losses = validate(self.job, between=partial(self._raise_if, stop))
         except _StopAsked:
@@ -223,8 +238,8 @@ class Trainer:
         return record | {f"val.{name}": value for name, value in table_metrics(table).items()}
 
     def _raise_if(self, stop: StopRequest) -> None:
-        """Between validation batches; a process alone may leave there, others would be waited for."""
-        if stop and self.job.world.size == 1:
+        """Between validation batches, of which every process has as many."""
+        if self.job.world.is_any(bool(stop), device=self.job.precision.device):
             raise _StopAsked
 
     def validation_table(self, checkpoint: str = "final") -> PredictionTable:
@@ -267,13 +282,3 @@ class Trainer:
             with self.stepper.averaged():
                 state, training = {n: t.clone() for n, t in self.job.network.state_dict().items()}, {}
         save(self.job.folder, name, Checkpoint(network=state, training=training, progress=progress))
-
-
-def warn_of_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn, in one line each, of what makes a resumed run differ from an uninterrupted one."""
-    for name in (key for key in before if key in now and before[key] != now[key]):
-        warnings.warn(
-            f"this training was begun with {name} {before[name]}, and goes on with {now[name]}: its numbers "
-            "will not be those of an uninterrupted run, bit for bit",
-            stacklevel=2,
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,11 +11,17 @@ import torch
 from torch import distributed
 
 from oaplug.core.errors import PlanError
+from oaplug.train.stopping import Interrupted, LostProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor
 
 T = TypeVar("T")
+
+
+_SIGNS_OF_A_LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +44,44 @@ class World:
         distributed.all_reduce(total)
         return dict(zip(values, (total / self.size).tolist(), strict=True))
 
+    def is_any(self, flag: bool, *, device: torch.device) -> bool:
+        """Whether any process says so; all must call."""
+        return self.mean({"flag": float(flag)}, device=device)["flag"] > 0
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values of these tensors, in place; all must call."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
     def gather(self, value: T) -> list[T]:
         """What every process gives, by rank, at every process; all must call."""
         if self.size == 1:
             return [value]
-        found: list[T | None] = [None] * self.size
+        found = [value] * self.size
         distributed.all_gather_object(found, value)
-        return [part for part in found if part is not None]
+        return found
 
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Within, what torch says when another process is gone becomes LostProcess, one line."""
+    try:
+        yield
+    except RuntimeError as failure:
+        signs = _SIGNS_OF_A_LOST_PROCESS
+        is_lost = isinstance(failure, distributed.DistError) or any(sign in str(failure) for sign in signs)
+        if not (distributed.is_initialized() and is_lost):
+            raise
+        raise LostProcess(
+            f"process {distributed.get_rank()} of {distributed.get_world_size()} stops because another one "
+            "has ended; that one has said why"
+        ) from failure
 
 
 def join_world(device: torch.device) -> tuple[World, torch.device]:
@@ -90,7 +123,17 @@ def _rank_variables() -> dict[str, str] | None:
     return None
 
 
-def leave_world() -> None:
-    """Take the process group down; nothing happens where there is none."""
-    if distributed.is_available() and distributed.is_initialized():
+@contextmanager
+def leaving(world: World) -> Iterator[None]:
+    """Takes the process group down at the end, or when all were asked to stop; not when one has failed."""
+    try:
+        yield
+    except Interrupted:
+        _leave(world)
+        raise
+    _leave(world)
+
+
+def _leave(world: World) -> None:
+    if world.size > 1:
         distributed.destroy_process_group()
