@@ -6,7 +6,7 @@ import platform
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import oaplug
 from oaplug.core.artifacts import check_schema, read_json, write_json
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from oaplug.plug.registry import Registry
 
 RUN_SCHEMA = 1
-_RESOLVED = {"run.batch", "plan.training.memory_gib"}
-"""What the batch size was resolved from, once: it may be otherwise where another fold is trained."""
+_RESOLVED = {"run.batch", "run.precision", "plan.training.memory_gib"}
+"""What batch size and precision were resolved from, once: another fold may be trained on another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,15 @@ class BatchChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionChoice:
+    """How precision and layout in a run's plan came from the planned ones; seconds of a step are by name."""
+
+    planned: str
+    planned_channels_last: bool | Literal["auto"]
+    seconds_per_step: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunChoices:
     """What was chosen for a run beside the plan; `pretrained_weights` is the file its encoder starts from."""
 
@@ -53,6 +62,7 @@ class RunChoices:
     head: PartRecord
     target: str | None = None
     batch: BatchChoice | None = None
+    precision: PrecisionChoice | None = None
     pretrained_weights: FileRecord | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
@@ -104,6 +114,11 @@ def has_trained_fold(folder: Path) -> bool:
 def is_same_run(first: RunDescription, second: RunDescription) -> bool:
     """Whether folds of both may lie in one folder."""
     return _first_difference(run_to_json(first), run_to_json(second)) is None
+
+
+def run_difference(first: Any, second: Any) -> str | None:
+    """Dotted key of the first setting in which two contents of plans.json differ; None: one run."""
+    return _first_difference(first, second)
 
 
 def _refuse_difference(there: Any, new: Mapping[str, Any], *, path: Path) -> None:
