@@ -1,4 +1,4 @@
-"""oaplug_train: train one fold of a model."""
+"""oaplug_train: train folds of a model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from oaplug.prepare.folder import PreprocessedFolder
     from oaplug.prepare.splits import Fold
+    from oaplug.train.fold import FoldRequest
     from oaplug.train.world import World
 
 
@@ -28,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="oaplug_train", description=__doc__)
     parser.add_argument("dataset", help="dataset id (901) or name")
     parser.add_argument("configuration", help="configuration of the plan, such as 3d_lowres")
-    parser.add_argument("fold", help="0 to 4, or all: train on every training case, without validation")
+    parser.add_argument(
+        "fold",
+        nargs="+",
+        help="0 to 4, several of them (those that are finished are skipped), or all: train on every training "
+        "case, without validation",
+    )
     parser.add_argument(
         "-b", dest="backbone", default="resnet3d", help="backbone (oaplug_plugins lists them)"
     )
@@ -101,8 +107,9 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
     from oaplug.plug.registry import registry
     from oaplug.prepare.folder import PreprocessedFolder
     from oaplug.train.batch_size import resolve_batch_size
-    from oaplug.train.fold import FoldRequest, train_fold
+    from oaplug.train.fold import FoldRequest
     from oaplug.train.pretrained import with_weights
+    from oaplug.train.probe import resolve_precision, with_recorded_precision
     from oaplug.train.settings import RunRequest, model_name, resolve_run
     from oaplug.train.world import leaving
 
@@ -125,45 +132,94 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
         tag=arguments.tag,
     )
     folder = places(arguments).results / data.folder.name / name
-    is_trained = arguments.c or arguments.val
+    splits = _choose_splits(data, arguments.fold)
+    begins = len(splits) > 1 and arguments.pretrained_weights is not None
+    is_trained = arguments.val or (arguments.c and not begins)
     run = with_weights(run, folder, weights=arguments.pretrained_weights, is_trained=is_trained)
-    split = _choose_split(data, arguments.fold)
+    run = with_recorded_precision(run, folder)
     run = resolve_batch_size(run, registry(), folder=folder, device=device, world=world)
+    cases = max(len(split.train) for split in splits.values())
+    run = resolve_precision(run, registry(), folder=folder, device=device, world=world, training_cases=cases)
     if world.is_first:
         write_run(folder, run, fingerprint=data.fingerprint())
     world.wait()
-    fold = FoldRequest(
-        run=run,
-        folder=folder,
-        data=data,
-        fold=arguments.fold,
-        split=split,
-        device=device,
-        resume=arguments.c,
-        validate_only=arguments.val,
-        callbacks=tuple(arguments.callback),
-        pretrained_weights=arguments.pretrained_weights,
-        world=world,
-    )
-    with leaving(world), Progress(f"training {name} fold {arguments.fold}") as progress:
-        trained = train_fold(fold, registry(), progress=progress)
+    requests = [
+        FoldRequest(
+            run=run,
+            folder=folder,
+            data=data,
+            fold=fold,
+            split=split,
+            device=device,
+            resume=arguments.c,
+            validate_only=arguments.val,
+            callbacks=tuple(arguments.callback),
+            pretrained_weights=arguments.pretrained_weights,
+            world=world,
+        )
+        for fold, split in splits.items()
+    ]
+    with leaving(world):
+        _train_folds(requests)
     if world.is_first:
-        _say_next(trained, folder, arguments)
+        _say_next(requests)
 
 
-def _choose_split(data: PreprocessedFolder, fold: str) -> Fold:
+def _choose_splits(data: PreprocessedFolder, folds: Sequence[str]) -> dict[str, Fold]:
+    """Training and validation cases by fold, in the order given."""
     from oaplug.core.errors import PlanError
     from oaplug.prepare.splits import fold_cases, read_or_make_splits
 
-    cases = data.cases()
-    if fold != "all" and not fold.isdigit():
-        raise PlanError(f"fold {fold!r}: use a number from 0, or all")
-    if fold == "all":
-        return fold_cases([], "all", cases=cases)
-    splits = read_or_make_splits(data.splits_path, cases, data.description().targets)
-    return fold_cases(splits, int(fold), cases=cases)
+    cases, splits = data.cases(), []
+    if wrong := [fold for fold in folds if fold != "all" and not (fold.isascii() and fold.isdigit())]:
+        raise PlanError(f"fold {wrong[0]!r}: use a number from 0, or all")
+    names = [fold if fold == "all" else str(int(fold)) for fold in folds]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PlanError(f"fold {twice[0]} is given twice")
+    if set(names) != {"all"}:
+        splits = read_or_make_splits(data.splits_path, cases, data.description().targets)
+    return {name: fold_cases(splits, "all" if name == "all" else int(name), cases=cases) for name in names}
 
 
-def _say_next(trained: Path, folder: Path, arguments: argparse.Namespace) -> None:
-    print(f"result: {trained} (progress.png, metrics.jsonl, validation/)")
+def _train_folds(requests: Sequence[FoldRequest]) -> None:
+    """Train one fold, or several one after another."""
+    from oaplug.plug.registry import registry
+    from oaplug.train.crossval import check_folds, what_is_left
+    from oaplug.train.fold import train_fold
+
+    is_one = len(requests) == 1
+    if not is_one:
+        check_folds(requests, registry())
+        requests[0].world.wait()
+    for request in requests:
+        left = request if is_one else what_is_left(request, registry())
+        request.world.wait()
+        if left is not None:
+            with Progress(f"training {request.folder.name} fold {request.fold}") as progress:
+                train_fold(left, registry(), progress=progress)
+
+
+def _say_next(requests: Sequence[FoldRequest]) -> None:
+    folder = requests[0].folder
+    for request in requests:
+        print(f"result: {folder / f'fold_{request.fold}'} (progress.png, metrics.jsonl, validation/)")
+    if (gathered := _gather(requests)) is not None:
+        print(f"        {gathered} (every case by the fold that did not train on it)")
     print(f"next:   oaplug_predict_from_modelfolder -m {folder} -i FOLDER_WITH_IMAGES")
+
+
+def _gather(requests: Sequence[FoldRequest]) -> Path | None:
+    """Out-of-fold predictions, once all folds are there."""
+    from oaplug.core.errors import OaplugError
+    from oaplug.prepare.splits import read_splits
+    from oaplug.train.crossval import missing_folds, write_crossval_results
+
+    data, folder = requests[0].data, requests[0].folder
+    if {request.fold for request in requests} == {"all"}:
+        return None
+    try:
+        splits = read_splits(data.splits_path, data.cases())
+        return None if missing_folds(folder, splits) else write_crossval_results(folder, splits)
+    except OaplugError as failure:  # the folds themselves are whole
+        logging.getLogger(__name__).warning("the folds are not put together: %s", failure)
+        return None

@@ -135,7 +135,12 @@ def _check_header(
 
 
 def parse_case_row(
-    record: Mapping[str, str], targets: Mapping[str, Target], *, covariates: Sequence[str], path: Path, line: int
+    record: Mapping[str, str],
+    targets: Mapping[str, Target],
+    *,
+    covariates: Sequence[str],
+    path: Path,
+    line: int,
 ) -> tuple[CaseRow | None, list[Problem]]:
     """Check one row, given as text by the columns of cases.csv; gives all that is wrong with it.
 

@@ -53,9 +53,12 @@ def loss_gradients(
 def _gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
     import torch
 
-    found = torch.autograd.grad(
-        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    from oaplug.core.convolution_gradients import ExactConvolutionGradients
+
+    with ExactConvolutionGradients():  # type: ignore[no-untyped-call]
+        found = torch.autograd.grad(
+            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
     return torch.cat([gradient.detach().float().flatten() for gradient in found])
 
 

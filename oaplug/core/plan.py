@@ -60,7 +60,7 @@ class TrainSettings:
     compile: bool = False
     deterministic: bool = False
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    channels_last: bool = True
+    channels_last: bool | Literal["auto"] = "auto"
     class_weights: Literal["none", "balanced"] = "none"
     sampling: Literal["uniform", "balanced"] = "uniform"
     best_metric: str = "auto"

@@ -42,15 +42,19 @@ def question_of(name: str, targets: Mapping[str, Target]) -> Question:
     return Question(name=name, target=target, grade=names.index(grade) if colon else None)
 
 
+VOXELS_AT_ONCE = 4_000_000
+"""Of the copies in a network at once: more would not be faster, but take more memory than a training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SaliencySettings:
     """How saliency maps are made.
 
     `copies` and `noise_std` (in the units of the normalized input) are those of SmoothGrad, `steps` the
     points on the path of integrated gradients. Where the predicted grade is explained it is taken anew
-    for each noisy copy; with `fixed_grade` it is that of the volume without noise. `copies_per_batch` limits
-    how many volumes are in the network at once; fewer are tried where the device runs out of memory. `seed`
-    is that of the noise.
+    for each noisy copy; with `fixed_grade` it is that of the volume without noise. `copies_per_batch` is how
+    many volumes are in the network at once (None: as many as have VOXELS_AT_ONCE, but two at least); fewer
+    are tried where the device runs out of memory. `seed` is that of the noise.
     """
 
     method: SaliencyMethod = "smoothgrad_x_input"
@@ -58,11 +62,15 @@ class SaliencySettings:
     noise_std: float = 0.05
     steps: int = 32
     fixed_grade: bool = False
-    copies_per_batch: int = 2
+    copies_per_batch: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.copies, self.steps, self.copies_per_batch) < 1:
+        if min(self.copies, self.steps, 1 if self.copies_per_batch is None else self.copies_per_batch) < 1:
             raise PredictionError("copies, steps and copies_per_batch must be positive")
         if self.noise_std < 0:
             raise PredictionError(f"noise_std must not be negative, got {self.noise_std}")
+
+    def at_once(self, voxels: int) -> int:
+        """How many volumes of so many voxels to take into the network at once."""
+        return max(2, VOXELS_AT_ONCE // voxels) if self.copies_per_batch is None else self.copies_per_batch

@@ -223,7 +223,7 @@ class Study:
         """Sentences on why `needs` are not met and what to do, one for each model that lacks any."""
         said = []
         if {"images", "masks"} & set(needs) - self._of_cases():
-            said.append(self.cases_lacking)
+            said.append(self.cases_lacking or "the raw dataset has no masks of these cases (labelsTs)")
         if {"covariates"} & set(needs) - self._of_cases():
             said.append(f"{self.covariates_lacking}; --cases CSV gives one")
         for model in self.models:

@@ -255,7 +255,8 @@ class _Step:
             losses = self.network.loss(logits, Batch(targets=dict.fromkeys(self.targets, grades)))
         forward = meter.peak
         meter.reset_peak()
-        losses["total"].backward()  # type: ignore[no-untyped-call]
+        with self.precision.gradients():
+            losses["total"].backward()  # type: ignore[no-untyped-call]
         backward = meter.peak
         meter.reset_peak()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from oaplug.core.convolution_gradients import ExactConvolutionGradients
 from oaplug.core.errors import PlanError
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ class Precision:
         """The context in which networks and losses are computed."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
+    def gradients(self) -> AbstractContextManager[object]:
+        """The context in which gradients are computed, outside that of `autocast`."""
+        is_delicate = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return ExactConvolutionGradients() if is_delicate else nullcontext()  # type: ignore[no-untyped-call]
+
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device and layout."""
         return self.lay_out(network.to(self.device))
@@ -66,11 +73,16 @@ class Precision:
         return self.dtype == torch.float16
 
 
-def choose_precision(name: str, *, device: torch.device, channels_last: bool) -> Precision:
-    """The precision of a plan: "auto" is bfloat16 or float16 on GPUs, float32 elsewhere."""
+def choose_precision(name: str, *, device: torch.device, channels_last: bool | Literal["auto"]) -> Precision:
+    """The precision of a plan: "auto" is bfloat16 or float16 and channels-last on GPUs.
+
+    On a CPU it is plain float32: what wins there is found by `oaplug.train.probe` and recorded in the plan.
+    """
     if name == "auto":
         name = "float32"
         if device.type == "cuda":
             name = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if channels_last == "auto":
+        channels_last = device.type != "cpu"
     dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return Precision(device=device, dtype=dtypes[name], channels_last=channels_last)

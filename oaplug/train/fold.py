@@ -89,8 +89,8 @@ def train_fold(
 def torch_settings(settings: TrainSettings, *, device: torch.device) -> Iterator[None]:
     """Within, torch has the threads and the determinism of a plan.
 
-    A CPU in a 16-bit format goes without oneDNN: its weight gradients of 3D convolutions over maps of a few
-    voxels add memory that was never written (torch 2.13, bfloat16, AVX-512).
+    A CPU in float16, or compiled for bfloat16, goes without oneDNN, whose weight gradients of convolutions
+    may be wrong; `ExactConvolutionGradients` looks after bfloat16 that is not compiled.
     """
     threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     has_onednn = bool(torch.backends.mkldnn.enabled)
@@ -98,7 +98,8 @@ def torch_settings(settings: TrainSettings, *, device: torch.device) -> Iterator
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
         torch.use_deterministic_algorithms(mode=True)
-    if device.type == "cpu" and settings.precision in ("bfloat16", "float16"):
+    is_delicate = settings.precision == "float16" or (settings.precision == "bfloat16" and settings.compile)
+    if device.type == "cpu" and is_delicate:
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         yield
@@ -279,6 +280,7 @@ def _write_debug(folder: Path, job: TrainingJob) -> None:
             "validation_cases": [c.case_id for c in job.validation.cases] if job.validation else [],
             "parameters": sum(p.numel() for p in job.network.parameters()),
             "settings": to_mapping(job.settings),
+            "run": dict(job.run),
             "network": str(job.network).splitlines(),
         },
     )

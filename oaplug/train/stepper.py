@@ -112,7 +112,8 @@ class Stepper:
         with self.precision.autocast():
             logits = self._forward(self.precision.arrange(batch.volume))
             losses = self.network.loss(logits, batch.truth)
-        self.scaler.scale(losses["total"] * share).backward()  # type: ignore[no-untyped-call]
+        with self.precision.gradients():
+            self.scaler.scale(losses["total"] * share).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
     def _agree(self, losses: Mapping[str, Tensor], *, norm: Tensor, stop: SupportsBool) -> dict[str, float]:

@@ -125,7 +125,7 @@ class Trainer:
 
         Raises Interrupted after a signal, once the state is saved; TrainingError where losses are not finite.
         """
-        for callback in self.job.callbacks:
+        for callback in self._lookers_on:
             callback.on_start(self.job.run)
         with stop_on_signals() as stop:
             while not self._is_over():
@@ -133,8 +133,7 @@ class Trainer:
         self._save("final")
         if self.job.world.is_first:
             self.logbook.draw()
-        for callback in self.job.callbacks:
-            callback.on_end()
+        self._tell("on_end")
         self.job.world.wait()
 
     def _is_over(self) -> bool:
@@ -163,7 +162,7 @@ class Trainer:
         if self.job.world.is_first:
             self.logbook.add(record)
             log.info("%s", describe(record))
-            self._notify(record)
+            self._tell("on_epoch", record)
         else:
             self.logbook.records.append(record)
         if improved:
@@ -255,10 +254,15 @@ class Trainer:
         self.best = value
         return True
 
-    def _notify(self, record: Mapping[str, Any]) -> None:
-        for callback in self.job.callbacks:
+    @property
+    def _lookers_on(self) -> Sequence[Callback]:
+        """The callbacks, in the one process that tells others."""
+        return self.job.callbacks if self.job.world.is_first else ()
+
+    def _tell(self, what: str, *given: Any) -> None:
+        for callback in self._lookers_on:
             try:
-                callback.on_epoch(record)
+                getattr(callback, what)(*given)
             except Exception:  # a callback only looks on: it must not end a training
                 log.exception("the callback %s failed", type(callback).__name__)
 
