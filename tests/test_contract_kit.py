@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import converter_sources
 import numpy as np
 import pytest
 import torch
@@ -43,7 +44,12 @@ from oaplug.testing.toy_study import TOY_STUDIES, toy_study
 
 pytest_plugins = ["pytester"]
 
-SOURCES = {"phantom": (None, {"cases": 4, "shape": [10, 16, 12]})}
+SOURCES = {
+    "phantom": (None, {"cases": 4, "shape": [10, 16, 12]}),
+    "oaizib_cm": (converter_sources.write_small_hub, {}),
+    "table": (converter_sources.write_images_with_table, converter_sources.TABLE_OPTIONS),
+    "dicom": (converter_sources.write_dicom_tree, converter_sources.DICOM_OPTIONS),
+}
 """By converter a small source, or a function that writes one into a folder, and options."""
 STUDIES = {}
 """By analysis studies that it can be checked with, where toy studies do not meet its needs."""

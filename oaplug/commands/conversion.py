@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """One conversion into `folder`. Paths of the source are not recorded: they may name persons."""
+    """One conversion into `folder`. Paths and messages of the source are not kept: they may name persons."""
 
     folder: Path
     converter: str
@@ -34,10 +34,10 @@ class Conversion:
 
     def finish(self, record: ConversionRecord) -> None:
         """Write what came out."""
-        problems = [{"case": p.case_id, "kind": p.kind, "message": p.message} for p in record.problems]
+        problems = [{"case": problem.case_id, "kind": problem.kind} for problem in record.problems]
         excluded = [{"case": case, "reason": reason} for case, reason in record.excluded]
         found = {"cases": record.cases, "excluded": excluded, "problems": problems}
-        self._write({"finished": not record.problems, **found})
+        self._write({"finished": True, **found})
 
     def _write(self, content: Mapping[str, Any]) -> None:
         made_by = {"converter": self.converter, "options": dict(self.options)}
@@ -91,6 +91,5 @@ def _check_the_same(conversion: Conversion) -> None:
     before, now = there.get("options", {}), dict(conversion.options)
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
-            raise PathError(
-                f"{folder} exists already, written with {key}={before.get(key)!r}, now {now.get(key)!r}; {advice}"
-            )
+            changed = f"{key}={before.get(key)!r}, now {now.get(key)!r}"
+            raise PathError(f"{folder} exists already, written with {changed}; {advice}")

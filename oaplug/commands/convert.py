@@ -106,20 +106,22 @@ def convert(
     from oaplug.commands.conversion import open_conversion
     from oaplug.core.converter import RawFolder
     from oaplug.core.errors import DatasetError
+    from oaplug.core.settings import to_mapping
     from oaplug.plug.registry import parse_options, registry
     from oaplug.plug.specs import ConverterSpec
 
     spec = registry().spec(ConverterSpec, name)
-    converter = spec.build(parse_options(spec, options))
-    with open_conversion(folder, converter=name, options=options) as conversion:
+    given = parse_options(spec, options)
+    converter = spec.build(given)
+    with open_conversion(folder, converter=name, options=to_mapping(given)) as conversion:
         with Progress("converting") as progress:
             record = converter.convert(source, RawFolder(folder, progress))
         conversion.finish(record)
     _tell(record)
     if record.problems and not skip_bad:
         raise DatasetError(
-            f"{folder.name}: {record.cases} cases are there, {len(record.problems)} things are wrong (above); "
-            "mend them and run the same command again, or leave them out with --skip_bad"
+            f"{folder.name}: cases that are there: {record.cases}, problems (above): {len(record.problems)}; "
+            "mend these and run the same command again, or leave these cases out with --skip_bad"
         )
     return folder
 

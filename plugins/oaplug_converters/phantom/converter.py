@@ -20,13 +20,14 @@ from oaplug_converters.phantom.cohort import PhantomCase, draw_cohort
 from oaplug_converters.phantom.reader import agreement
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from oaplug.core.converter import RawFolder
     from oaplug.core.dataset import DatasetDescription
-    from oaplug_converters import PhantomOptions
+    from oaplug_converters.options import PhantomOptions
 
 
 class PhantomConverter:
@@ -51,12 +52,21 @@ class PhantomConverter:
         )
         write = partial(_write_knee, dataset=dataset, description=description, shape=options.shape)
         if options.processes == 1:
-            cases = [write(knee) for knee in cohort]
+            cases = _reported(map(write, cohort), len(cohort), dataset)
         else:
             with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-                cases = list(pool.map(write, cohort, chunksize=4))
+                cases = _reported(pool.map(write, cohort, chunksize=4), len(cohort), dataset)
         dataset.write_tables(description, cases)
         return ConversionRecord(cases=len(cases), notes=_notes(cohort))
+
+
+def _reported(cases: Iterable[Case], total: int, dataset: RawFolder) -> list[Case]:
+    """The cases, as they come, saying how many there are."""
+    done: list[Case] = []
+    for case in cases:
+        done.append(case)
+        dataset.report(len(done), total, case.case_id)
+    return done
 
 
 def _write_knee(
