@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,8 @@ FLOAT32, UINT16 = 16, 512
 """NIfTI's numbers of data types."""
 MOST_STEPS = 65535
 _VOXELS_START = 352
-_COMPRESSION = 1
-"""Saliency hardly compresses; more effort takes time and gains nothing."""
+_GZIP = 31
+"""zlib's number for gzip's format. Looking for repeats (zeros) only is quicker and no worse for saliency."""
 
 
 def write_map(path: Path, values: FloatArray, *, image: Path, case_id: str, steps: int | None = None) -> Path:
@@ -45,13 +45,11 @@ def write_map(path: Path, values: FloatArray, *, image: Path, case_id: str, step
     else:
         voxels, slope, kind = np.rint(stored * steps).astype(f"{order}u2"), 1.0 / steps, UINT16
     content = _describe(header, grid, order=order, kind=kind, slope=slope)
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("wb") as file,
-        gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as packed,
-    ):
-        packed.write(content + bytes(_VOXELS_START - len(content)))
-        packed.write(voxels.tobytes(order="F"))
+    packer = zlib.compressobj(1, zlib.DEFLATED, _GZIP, strategy=zlib.Z_RLE)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(packer.compress(content + bytes(_VOXELS_START - len(content))))
+        file.write(packer.compress(voxels.tobytes(order="F")))
+        file.write(packer.flush())
     return path
 
 

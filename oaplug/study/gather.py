@@ -35,7 +35,8 @@ SHOWN_IDS = 5
 def name_models(arguments: Sequence[str]) -> dict[str, Path | tuple[Path, ...]]:
     """Paths by model name, from `[NAME=]PATH` as written on the command line.
 
-    An unnamed path is called after its folder; RUN/predictions/SET and RUN/fold_N/validation after RUN.
+    An unnamed path is called after its folder; RUN/predictions/SET, RUN/crossval_results and
+    RUN/fold_N/validation after RUN.
     A NAME given several times is one model with several runs. Raises PredictionError where two models
     would have one name by chance, or one path is given twice under one name.
     """
@@ -73,6 +74,8 @@ def _default_name(path: Path) -> str:
     if whole.suffix == ".csv" and whole.name != "predictions.csv":
         return whole.stem
     folder = whole.parent if whole.suffix == ".csv" else whole
+    if folder.name == "crossval_results":
+        return folder.parent.name
     is_set = folder.parent.name == "predictions"
     is_validation = folder.name == "validation" and re.fullmatch(r"fold_\w+", folder.parent.name)
     return folder.parent.parent.name if is_set or is_validation else folder.name
@@ -83,7 +86,8 @@ def open_study(
 ) -> Study:
     """Open every model's predictions and pair their cases, in the order of the first model.
 
-    A path is a predictions.csv, a folder that holds one, or a model folder with one predicted set;
+    A path is a predictions.csv, a folder that holds one, or a model folder with one predicted set (where
+    there is none: with out-of-fold predictions);
     several paths are runs of one model, called NAME#1, NAME#2. `intersect` compares the cases that all
     models predict instead of refusing unequal sets. `places` has the roots of raw and preprocessed datasets
     (None: the environment's), for analyses that need them. Raises PathError for a path that does not exist,
@@ -161,7 +165,13 @@ def _open_model(name: str, path: Path, places: Places) -> StudyModel:
         )
     folder = _run_folder(path)
     folds = tuple(sorted({fold for names in table.folds for fold in names.split("+") if fold}))
-    source = FolderSource(table=table_path, folder=folder, folds=folds, places=places)
+    source = FolderSource(
+        table=table_path,
+        folder=folder,
+        folds=folds,
+        is_out_of_fold=len(set(table.folds)) > 1,
+        places=places,
+    )
     return StudyModel(name=name, predictions=table, folder=folder, source=source)
 
 
@@ -179,10 +189,12 @@ def _find_table(path: Path) -> Path:
             "pass a model folder, or the folder oaplug_predict wrote"
         )
     sets = sorted(found.parent for found in (path / "predictions").glob("*/predictions.csv"))
+    if not sets and (path / "crossval_results" / "predictions.csv").is_file():
+        return path / "crossval_results" / "predictions.csv"
     if not sets:
         raise PredictionError(
             f"the model {path} has predicted nothing yet (no predictions/SET/predictions.csv); "
-            "run oaplug_predict first"
+            "run oaplug_predict first, or oaplug_evaluate with a model whose folds are all trained"
         )
     if len(sets) > 1:
         names = ", ".join(folder.name for folder in sets)

@@ -27,18 +27,22 @@ if TYPE_CHECKING:
 class FolderSource:
     """A table of predictions, the model folder it came from (None: unknown), and the roots of datasets.
 
-    `folds` are those whose predictions the table averages.
+    `folds` are those whose predictions the table averages, or, out of fold, those of which each case has
+    the one that did not train on it: such a table has no features or network that all cases share.
     """
 
     table: Path
     folder: Path | None
     folds: tuple[str, ...]
+    is_out_of_fold: bool = False
     places: Places = field(default_factory=Places)
 
     def lacks(self, need: str) -> str:
         """Why `need` cannot be met, and what to do; "" where it can."""
         if self.folder is None:
             return f"{self.table} lies in no model folder; give the model folder itself"
+        if self.is_out_of_fold:
+            return f"{self.table} is of cross-validation, where every case has the network of its own fold"
         found = {
             "features": lambda: self._features,
             "train_features": lambda: self._train_features,
@@ -117,6 +121,8 @@ class FolderSource:
 
     @cached_property
     def _validation(self) -> dict[str, PredictionTable]:
+        if self.is_out_of_fold:  # these are the cases that are looked at
+            return {}
         paths = {} if self.folder is None else {f: self.folder / f"fold_{f}/validation" for f in self.folds}
         there = {fold: path for fold, path in paths.items() if (path / "predictions.csv").is_file()}
         return {fold: read_predictions(path) for fold, path in there.items()}

@@ -157,7 +157,7 @@ class SaliencyOverlapOptions:
     noise_std: float = 0.05
     steps: int = 32
     fixed_grade: bool = False
-    copies_per_batch: int = 2
+    copies_per_batch: int | None = None
     maps: Literal["float32", "uint16", "none"] = "float32"
     baseline: str = ""
     untrained_cases: int = 5
@@ -167,7 +167,7 @@ class SaliencyOverlapOptions:
 
     def __post_init__(self) -> None:
         _check_confidence(self.confidence)
-        if min(self.copies, self.steps, self.copies_per_batch) < 1:
+        if min(self.copies, self.steps, 1 if self.copies_per_batch is None else self.copies_per_batch) < 1:
             raise PluginError("copies, steps and copies_per_batch must be positive")
         if min(self.noise_std, self.untrained_cases, self.shown_cases) < 0:
             raise PluginError("noise_std, untrained_cases and shown_cases must not be negative")

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from oaplug_analyses.drawing import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from oaplug_analyses.saliency_maps import Slices
     from oaplug_analyses.saliency_numbers import Answered, Numbers
 
-CHANCE = {"region": (":", "region's part of the image"), RANDOM: ("--", "noise"), INPUT: ("-.", "|input|")}
+CHANCE = {"region": (":", "chance, by the region's size"), RANDOM: ("--", "noise"), INPUT: ("-.", "|input|")}
 """Line styles and names of what a map without knowledge comes to."""
 PLANES = (
     ("sagittal", ("A", "P"), (1, 2)),
@@ -91,9 +92,9 @@ def _plain(name: str) -> str:
 
 
 def _chances(found: Answered, model: str, metric: str) -> tuple[float, float, float]:
-    """What the region's size, noise and the input alone come to; the first for mass and top only."""
-    size = math.nan if metric.startswith("dice") else found.region_fraction
-    return size, found.control(model, RANDOM, metric), found.control(model, INPUT, metric)
+    """What the region's size, noise and the input alone come to."""
+    noise, alone = (found.control(model, name, metric) for name in (RANDOM, INPUT))
+    return found.chance(metric), noise, alone
 
 
 def _dots(axes: Axes, found: Answered, metric: str, colours: Mapping[str, str], *, named: bool) -> None:
@@ -182,6 +183,7 @@ def _draw(axes: Axes, one: Slices, axis: int) -> None:
         axes.contour(region.astype(float), levels=[0.5], colors=[CONTOUR], linewidths=0.7)
     axes.set_axis_off()
     letter: dict[str, Any] = {"color": "white", "fontsize": SMALL, "transform": axes.transAxes}
+    letter["path_effects"] = [withStroke(linewidth=1.5, foreground="black")]
     top, bottom = UP[up]
     axes.text(0.02, 0.5, left, va="center", ha="left", **letter)
     axes.text(0.98, 0.5, right, va="center", ha="right", **letter)

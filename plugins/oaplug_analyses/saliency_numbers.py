@@ -43,6 +43,12 @@ def values_of(overlaps: Sequence[RegionOverlap]) -> Floats:
     return np.array(rows, dtype=np.float64).reshape(len(overlaps), len(METRICS))
 
 
+def chances_of(overlaps: Sequence[RegionOverlap]) -> Floats:
+    """What every metric (N,M) comes to by chance, which depends on the region's size only."""
+    rows = [[*(one.region_fraction,) * (1 + len(FRACTIONS)), *one.dice_chance, 1.0, 1.0] for one in overlaps]
+    return np.array(rows, dtype=np.float64).reshape(len(overlaps), len(METRICS))
+
+
 def mean_of_known(values: Floats, weights: Floats) -> Floats:
     """Weighted means (b,K) of values (N,K) for rows of weights (b,N), NaN left out; NaN where all are."""
     known = ~np.isnan(values)
@@ -57,13 +63,14 @@ class Answered:
     """The maps of one question against one region: per model, estimates (M,) of the metrics.
 
     `differences` are those of each model but the baseline, model minus baseline on the same cases;
-    `controls` the means (M,) of maps by name that know no network.
+    `controls` the means (M,) of maps by name that know no network, `chances` (M,) what the region's size
+    alone leads to.
     """
 
     question: str
     region: str
     subject_ids: tuple[str, ...]
-    region_fraction: float
+    chances: Floats
     means: dict[str, Estimate]
     differences: dict[str, Estimate]
     controls: dict[str, dict[str, Floats]]
@@ -71,6 +78,15 @@ class Answered:
     def of(self, model: str, metric: str) -> Estimate:
         """One metric of one model."""
         return self.means[model].at(_place(metric))
+
+    @property
+    def region_fraction(self) -> float:
+        """The region's part of all voxels."""
+        return self.chance("mass")
+
+    def chance(self, metric: str) -> float:
+        """What one metric comes to by chance."""
+        return float(self.chances[_place(metric)])
 
     def difference(self, model: str, metric: str) -> Estimate:
         """One metric of one model minus that of the baseline."""
@@ -145,7 +161,7 @@ class Numbers:
             question=question,
             region=region,
             subject_ids=self.subject_ids,
-            region_fraction=float(np.mean(self._fractions(models[0], question, region))),
+            chances=chances_of(self.measured.overlaps(models[0], question, region)).mean(axis=0),
             means={model: self._estimate(values[model]) for model in models},
             differences={m: self._estimate(values[m] - values[self.baseline]) for m in others},
             controls={
@@ -159,9 +175,6 @@ class Numbers:
                 for model in models
             },
         )
-
-    def _fractions(self, model: str, question: str, region: str) -> list[float]:
-        return [one.region_fraction for one in self.measured.overlaps(model, question, region)]
 
     def _estimate(self, values: Floats) -> Estimate:
         study = self.asked.study

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from oaplug.core.errors import PluginError
 from oaplug.plug import CallbackSpec, NoOptions, hookimpl
+from oaplug_callbacks.mlflow_runs import build_mlflow
+from oaplug_callbacks.wandb_runs import build_wandb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,5 +61,17 @@ def oaplug_callbacks() -> list[CallbackSpec]:
             name="tensorboard",
             summary="scalars of every epoch for TensorBoard (extra: tracking)",
             build=_build_tensorboard,
-        )
+        ),
+        CallbackSpec(
+            name="mlflow",
+            summary="a run in MLflow: settings and every number of an epoch (extra: tracking)",
+            build=build_mlflow,
+            reference="https://mlflow.org",
+        ),
+        CallbackSpec(
+            name="wandb",
+            summary="the same in Weights & Biases, offline by default (extra: tracking)",
+            build=build_wandb,
+            reference="https://wandb.ai",
+        ),
     ]
