@@ -21,6 +21,8 @@ from oaplug.plug.registry import parse_options, registry
 from oaplug.prepare.reading import read_image
 from oaplug.testing.toy import BINARY, HIERARCHY, write_toy_dataset
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 20, 24)
 CHANNELS = 2
 BATCH = 4

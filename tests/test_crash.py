@@ -30,6 +30,8 @@ from oaplug.train.checkpoints import fold_lock, load_newest, save
 from oaplug.train.stopping import Interrupted
 from oaplug.train.trainer import TrainingError
 
+pytestmark = pytest.mark.slow
+
 TOY = "Dataset901_Toy"
 LATEST, PREVIOUS = "checkpoint_latest.safetensors", "checkpoint_previous.safetensors"
 

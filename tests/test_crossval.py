@@ -28,6 +28,8 @@ from oaplug.study.best_configuration import rank_models, ranking_to_json
 from oaplug.study.gather import name_models, open_study
 from oaplug.train.crossval import crossval_summary, out_of_fold, write_crossval_results
 
+pytestmark = pytest.mark.slow
+
 TOY, SINGLE = "Dataset901_Toy", "resnet3d-single_kl"
 FINAL = "checkpoint_final.safetensors"
 

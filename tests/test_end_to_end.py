@@ -100,6 +100,7 @@ def test_a_hierarchy_goes_from_raw_images_to_a_report(project, tmp_path, capsys)
     assert said.err.splitlines() in ([], ["too few cases per grade of kl: 5 folds balanced by oa"])
 
 
+@pytest.mark.slow
 def test_a_plain_binary_dataset_goes_from_raw_images_to_a_report(project, tmp_path):
     assert sorted(p.name for p in (project.raw / PLAIN).iterdir()) == [
         *("cases.csv", "dataset.json", "imagesTr", "imagesTs")
@@ -109,6 +110,7 @@ def test_a_plain_binary_dataset_goes_from_raw_images_to_a_report(project, tmp_pa
     go_all_the_way(project, PLAIN, models, targets=DISEASE, report=tmp_path / "report")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_two_channel_dataset_goes_from_raw_images_to_a_report(project, tmp_path):
     models = {"cascade": ["--head", "dual_cascade"], "ranks": ["--head", "ordinal"]}
@@ -248,6 +250,7 @@ def test_training_on_all_cases_has_no_validation_and_predicts(project):
     assert_predicted(model / "predictions" / "imagesTs", cases=ids_in(images), targets=KL | OA)
 
 
+@pytest.mark.slow
 def test_folds_are_averaged_and_a_fold_can_be_chosen(project, tmp_path):
     images = project.raw / TOY / "imagesTs"
     for fold in (0, 1):
@@ -268,6 +271,7 @@ def test_folds_are_averaged_and_a_fold_can_be_chosen(project, tmp_path):
     assert set(seen[2]) == {*seen[0], *seen[1]}
 
 
+@pytest.mark.slow
 def test_folds_that_train_at_once_share_the_key_of_their_leak_guard(project, monkeypatch, tmp_path):
     """The second begins before the first has saved anything; later both guard their training cases."""
     model = project.model(TOY, "resnet3d-single_kl", tag="atonce")

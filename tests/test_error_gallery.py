@@ -17,6 +17,8 @@ from oaplug.core.errors import DatasetError
 from oaplug.core.volume import Volume
 from oaplug.plug.registry import parse_options
 
+pytestmark = pytest.mark.slow
+
 SPEC = next(spec for spec in oaplug_analyses() if spec.name == "error_gallery")
 
 

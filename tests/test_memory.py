@@ -34,6 +34,8 @@ from oaplug.train.settings import RunRequest, resolve_run
 from oaplug.train.stepper import Stepper
 from oaplug.train.world import World
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FLOAT = 4
 GIB = 2**30

@@ -28,6 +28,8 @@ from oaplug.train.probe import (
 from oaplug.train.settings import RunRequest, resolve_run
 from oaplug.train.world import World
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 PLAIN, LAID_OUT, HALF, BOTH = (
     Candidate(precision=precision, channels_last=layout)

@@ -23,6 +23,8 @@ from oaplug.core.errors import CheckpointError, OaplugError
 from oaplug.model.checkpoint import Checkpoint, save_checkpoint
 from oaplug.train.stopping import Interrupted, epochs_since_best, stop_on_signals
 
+pytestmark = pytest.mark.slow
+
 TOY = "Dataset901_Toy"
 SETTINGS = {
     "plain": {},

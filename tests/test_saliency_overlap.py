@@ -25,6 +25,8 @@ from oaplug.plug.registry import registry
 from oaplug.study.gather import open_study
 from oaplug.study.run import run_study
 
+pytestmark = pytest.mark.slow
+
 TOY = "Dataset901_Toy"
 NAME = "saliency_overlap"
 QUICK = {"copies": 2, "untrained_cases": 0, "shown_cases": 0}

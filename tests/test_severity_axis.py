@@ -27,6 +27,8 @@ from oaplug.core.target import Target
 from oaplug.plug.registry import registry
 from oaplug.plug.specs import AnalysisSpec
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 
 

@@ -27,6 +27,8 @@ from oaplug.study.run import run_study
 from oaplug.train.stopping import Interrupted
 from oaplug.train.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 TOY = "Dataset901_Toy"
 TARGETS = {
     "kl": {"kind": "ordinal", "grades": [0, 1, 2, 3, 4]},
