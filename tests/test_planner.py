@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from oaplug.core.artifacts import write_json
 from oaplug.core.dataset import DatasetDescription, open_dataset
 from oaplug.core.errors import PlanError
-from oaplug.core.plan import Configuration, plan_from_json, plan_to_json
+from oaplug.core.plan import Configuration, plan_from_json, plan_to_json, read_plan
 from oaplug.core.target import Target
 from oaplug.prepare.field_of_view import LOWRES_VOXELS, coarsen_to_budget
 from oaplug.prepare.fingerprint import Fingerprint, IntensityStatistics, extract_fingerprint
@@ -266,3 +267,38 @@ def test_the_hippocampus_gets_the_largest_box_that_all_its_images_fill():
     plan = plan_experiment(dataset.description, extract_fingerprint(dataset, processes=1))
     assert plan.configuration("3d_lowres").size_voxels == (31, 40, 24)
     assert plan.training.batch_size == 16
+
+
+PLAN_OF_SCHEMA_1 = {
+    "schema": 1,
+    "dataset_name": "Dataset901_KneePhantom",
+    "configurations": {
+        "3d_lowres": {
+            "data_identifier": "oaplugPlans_3d_lowres",
+            "spacing_mm": [1.4, 1.2, 1.2],
+            "size_voxels": [32, 64, 64],
+            "normalization": ["zscore"],
+        }
+    },
+    "plans_name": "oaplugPlans",
+    "training": {"epochs": 16, "batch_size": 4, "schedule": "cosine", "channels_last": True, "threads": None},
+    "augmentation": {"backend": "native", "mirror_axes": []},
+    "reasons": {"training.epochs": "short"},
+}
+
+
+@pytest.mark.parametrize(("layout", "expected"), [(True, "auto"), (False, False)])
+def test_a_plan_that_the_first_version_wrote_is_still_read(tmp_path, layout, expected):
+    old = {**PLAN_OF_SCHEMA_1, "training": {**PLAN_OF_SCHEMA_1["training"], "channels_last": layout}}
+    path = write_json(tmp_path / "oaplugPlans.json", old)
+    plan = read_plan(path)
+    assert (plan.training.epochs, plan.training.batch_size) == (16, 4)
+    assert plan.training.channels_last == expected
+    assert plan_to_json(plan)["schema"] == 2
+    assert read_plan(write_json(path, plan_to_json(plan))) == plan, "a plan of today is not changed again"
+
+
+def test_a_plan_of_a_newer_version_is_refused_with_what_to_do(tmp_path):
+    path = write_json(tmp_path / "oaplugPlans.json", {**PLAN_OF_SCHEMA_1, "schema": 99})
+    with pytest.raises(PlanError, match=r"schema 99 is newer.*upgrade oaplug"):
+        read_plan(path)

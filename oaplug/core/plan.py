@@ -12,7 +12,7 @@ from oaplug.core.settings import from_mapping, to_mapping
 if TYPE_CHECKING:
     from pathlib import Path
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 DEFAULT_PLANS = "oaplugPlans"
 Normalization = Literal["zscore", "zscore_nonzero", "rescale_0_1", "none"]
 
@@ -147,9 +147,34 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan file."""
+    """Read a plan file, of this version or an older one."""
     hint = "run oaplug_plan_experiment (or oaplug_plan_and_preprocess) first"
-    return plan_from_json(read_json(path, error=PlanError, hint=hint), path=path)
+    return plan_from_json(migrate_plan(read_json(path, error=PlanError, hint=hint)), path=path)
+
+
+def migrate_plan(content: Any) -> Any:
+    """A plan as an older version wrote it, in today's schema; anything else as it is.
+
+    For plans from which runs are still to be made: the plan in a model folder says what was done, and stays.
+    """
+    if isinstance(content, dict):
+        found = content.get("schema")
+        for schema in range(
+            found if isinstance(found, int) and found in _MIGRATIONS else PLAN_SCHEMA, PLAN_SCHEMA
+        ):
+            content = {**_MIGRATIONS[schema](content), "schema": schema + 1}
+    return content
+
+
+def _choose_layout_at_training(content: dict[str, Any]) -> dict[str, Any]:
+    """From schema 1, in which every plan had channels_last true, for want of a choice by measurement."""
+    training = dict(content.get("training", {}))
+    if training.get("channels_last") is True:
+        training["channels_last"] = "auto"
+    return {**content, "training": training}
+
+
+_MIGRATIONS = {1: _choose_layout_at_training}
 
 
 def write_plan(path: Path, plan: Plan) -> Path:

@@ -94,7 +94,7 @@ def write_run(folder: Path, run: RunDescription, *, fingerprint: Any) -> None:
     path = folder / "plans.json"
     content = run_to_json(run)
     if path.is_file() and has_trained_fold(folder):
-        _refuse_difference(read_json(path, error=PlanError), content, path=path)
+        _refuse_difference(run_to_json(read_run(folder)), content, path=path)
         return
     write_json(folder / "dataset.json", description_to_json(run.description))
     if fingerprint is not None:
