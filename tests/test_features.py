@@ -86,6 +86,17 @@ def test_features_are_what_each_folds_head_answers_from(project):
     np.testing.assert_allclose(np.mean(answers, axis=0), table.targets["kl"].probabilities, atol=1e-5)
 
 
+def test_paths_of_images_are_predicted_like_the_cases_they_are(project):
+    model = oaplug.load_model(dual(project), device="cpu")
+    table, problems = model.predict(sorted((project.raw / TOY / "imagesTs").glob("*_0000.nii.gz")))
+    expected = read_predictions(predicted(project))
+    assert not problems
+    assert table.case_ids == expected.case_ids
+    np.testing.assert_allclose(
+        table.targets["kl"].probabilities, expected.targets["kl"].probabilities, atol=1e-5
+    )
+
+
 def test_training_features_are_those_of_the_folds_own_training_cases(project):
     model = oaplug.load_model(dual(project), device="cpu")
     data = project.preprocessed / TOY / model.run.configuration.data_identifier

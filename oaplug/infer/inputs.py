@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oaplug.core.case import Case
@@ -10,8 +11,7 @@ from oaplug.core.dataset import case_images
 from oaplug.core.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from oaplug.core.case_table import CaseRow
     from oaplug.core.dataset import DatasetDescription
@@ -36,6 +36,33 @@ def find_cases(folder: Path, description: DatasetDescription, *, table: Path | N
         table if table is not None else folder.parent / "cases.csv", description, wanted=table is not None
     )
     return [_case(case_id, folder, description, rows) for case_id in ids]
+
+
+def as_cases(given: Sequence[Case | Path | str], description: DatasetDescription) -> list[Case]:
+    """Cases, or what paths of images are as cases, with side and truth from a cases.csv beside their folder.
+
+    A name that ends with _0000 stands for all channels beside it, as nnU-Net names them. Raises
+    DatasetError where a model of several channels is given an image of another name.
+    """
+    paths = [Path(one) for one in given if not isinstance(one, Case)]
+    folders = {path.parent for path in paths}
+    rows = {f: _read_rows(f.absolute().parent / "cases.csv", description, wanted=False) for f in folders}
+    return [
+        one if isinstance(one, Case) else _case_of(Path(one), description, rows[Path(one).parent])
+        for one in given
+    ]
+
+
+def _case_of(path: Path, description: DatasetDescription, rows: Mapping[str, CaseRow]) -> Case:
+    name = path.name.removesuffix(description.file_ending)
+    if name.endswith("_0000"):
+        return _case(name.removesuffix("_0000"), path.parent, description, rows)
+    if len(description.channel_names) > 1:
+        raise DatasetError(
+            f"{path}: the model takes {len(description.channel_names)} channels; give CASE_0000"
+            f"{description.file_ending}, with the others beside it"
+        )
+    return Case(case_id=name, subject_id=name, images=(path,), split="test")
 
 
 def _read_rows(path: Path, description: DatasetDescription, *, wanted: bool) -> dict[str, CaseRow]:

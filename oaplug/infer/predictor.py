@@ -17,6 +17,7 @@ from oaplug.core.errors import CheckpointError, LeakError, OaplugError
 from oaplug.core.evaluation import prediction_table
 from oaplug.core.leak import keyed_hash
 from oaplug.core.predictions import TrainedOn, read_trained_on
+from oaplug.infer.inputs import as_cases
 from oaplug.model.checkpoint import load_checkpoint, load_network
 from oaplug.model.precision import Precision, choose_device, choose_precision
 from oaplug.model.run_folder import RunDescription, build_network, read_run, targets_of_run
@@ -64,18 +65,20 @@ class Predictor:
 
     def predict(
         self,
-        cases: Sequence[Case],
+        cases: Sequence[Case | Path | str],
         *,
         allow_training_cases: bool = False,
         progress: Progress | None = None,
     ) -> tuple[PredictionTable, list[Problem]]:
-        """Predict cases from their raw images: probabilities are means over the folds.
+        """Predict cases, or paths of images, from their raw images: probabilities are means over the folds.
 
         Gives the table and a problem for every case whose images could not be read; raises LeakError
         where the model was trained on a case's subject or images, OaplugError where no case is left.
         """
         done, answers, problems = self.answer_cases(
-            cases, allow_training_cases=allow_training_cases, progress=progress
+            as_cases(cases, self.run.description),
+            allow_training_cases=allow_training_cases,
+            progress=progress,
         )
         return self.tabulate(done, answers), problems
 
