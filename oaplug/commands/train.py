@@ -72,7 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_places(parser, "preprocessed", "results")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(parser, partial(_work, given), given)
+    status = run_command(parser, partial(_work, given), given)
+    if "torch" in sys.modules:
+        from oaplug.train.world import end_one_of_many
+
+        end_one_of_many(status)
+    return status
 
 
 def _work(given: Sequence[str], arguments: argparse.Namespace) -> int | None:
