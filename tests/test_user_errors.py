@@ -273,7 +273,7 @@ CASES = {
         "train",
         train(*ANOTHER),
         ("schema 99", "upgrade"),
-        in_plan(lambda text: text.replace('"schema": 1', '"schema": 99', 1)),
+        in_plan(lambda text: text.replace('"schema": 2', '"schema": 99', 1)),
     ),
     "splits that name nobody": Case(
         "train",

@@ -14,10 +14,11 @@ from oaplug.commands.shell import Parser, Progress, add_places, places, run_comm
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
+    from oaplug.model.run_folder import RunDescription
     from oaplug.prepare.folder import PreprocessedFolder
     from oaplug.prepare.splits import Fold
     from oaplug.train.fold import FoldRequest
@@ -106,45 +107,17 @@ def _let_the_first_speak(world: World) -> None:
 
 
 def _train(arguments: argparse.Namespace, world: World, device: torch.device) -> None:
-    from oaplug.core.paths import find_dataset, run_folder_name
-    from oaplug.core.settings import parse_overrides
+    from oaplug.core.paths import find_dataset
     from oaplug.model.run_folder import write_run
-    from oaplug.plug.registry import registry
     from oaplug.prepare.folder import PreprocessedFolder
-    from oaplug.train.batch_size import resolve_batch_size
     from oaplug.train.fold import FoldRequest
-    from oaplug.train.pretrained import with_weights
-    from oaplug.train.probe import resolve_precision, with_recorded_precision
-    from oaplug.train.settings import RunRequest, model_name, resolve_run
     from oaplug.train.world import leaving
 
     data = PreprocessedFolder(find_dataset(places(arguments).preprocessed, arguments.dataset))
-    request = RunRequest(
-        configuration=arguments.configuration,
-        backbone=arguments.backbone,
-        head=arguments.head,
-        target=arguments.target,
-        overrides=parse_overrides(arguments.overrides),
-    )
-    description = data.description()
-    plan = data.plan(arguments.plans)
-    plan_path = data.folder / f"{arguments.plans}.json"
-    run = resolve_run(request, plan=plan, description=description, registry=registry(), plan_path=plan_path)
-    name = run_folder_name(
-        model=model_name(run.choices),
-        plans=arguments.plans,
-        configuration=arguments.configuration,
-        tag=arguments.tag,
-    )
-    folder = places(arguments).results / data.folder.name / name
+    run = _choose_run(arguments, data)
     splits = _choose_splits(data, arguments.fold)
-    begins = len(splits) > 1 and arguments.pretrained_weights is not None
-    is_trained = arguments.val or (arguments.c and not begins)
-    run = with_weights(run, folder, weights=arguments.pretrained_weights, is_trained=is_trained)
-    run = with_recorded_precision(run, folder)
-    run = resolve_batch_size(run, registry(), folder=folder, device=device, world=world)
-    cases = max(len(split.train) for split in splits.values())
-    run = resolve_precision(run, registry(), folder=folder, device=device, world=world, training_cases=cases)
+    folder = _folder_of(arguments, data, run)
+    run = _resolve(arguments, run, folder, splits=splits, world=world, device=device)
     if world.is_first:
         write_run(folder, run, fingerprint=data.fingerprint())
     world.wait()
@@ -168,6 +141,62 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
         _train_folds(requests)
     if world.is_first:
         _say_next(requests)
+
+
+def _choose_run(arguments: argparse.Namespace, data: PreprocessedFolder) -> RunDescription:
+    """Plan, parts and overrides as they were asked for."""
+    from oaplug.core.settings import parse_overrides
+    from oaplug.plug.registry import registry
+    from oaplug.train.settings import RunRequest, resolve_run
+
+    request = RunRequest(
+        configuration=arguments.configuration,
+        backbone=arguments.backbone,
+        head=arguments.head,
+        target=arguments.target,
+        overrides=parse_overrides(arguments.overrides),
+    )
+    description = data.description()
+    plan = data.plan(arguments.plans)
+    plan_path = data.folder / f"{arguments.plans}.json"
+    return resolve_run(request, plan=plan, description=description, registry=registry(), plan_path=plan_path)
+
+
+def _folder_of(arguments: argparse.Namespace, data: PreprocessedFolder, run: RunDescription) -> Path:
+    from oaplug.core.paths import run_folder_name
+    from oaplug.train.settings import model_name
+
+    name = run_folder_name(
+        model=model_name(run.choices),
+        plans=arguments.plans,
+        configuration=arguments.configuration,
+        tag=arguments.tag,
+    )
+    return places(arguments).results / data.folder.name / name
+
+
+def _resolve(
+    arguments: argparse.Namespace,
+    run: RunDescription,
+    folder: Path,
+    *,
+    splits: Mapping[str, Fold],
+    world: World,
+    device: torch.device,
+) -> RunDescription:
+    """The run with what only this machine and the weights' file can tell, or as its folder has it."""
+    from oaplug.plug.registry import registry
+    from oaplug.train.batch_size import resolve_batch_size
+    from oaplug.train.pretrained import with_weights
+    from oaplug.train.probe import resolve_precision, with_recorded_precision
+
+    begins = len(splits) > 1 and arguments.pretrained_weights is not None
+    is_trained = arguments.val or (arguments.c and not begins)
+    run = with_weights(run, folder, weights=arguments.pretrained_weights, is_trained=is_trained)
+    run = with_recorded_precision(run, folder)
+    run = resolve_batch_size(run, registry(), folder=folder, device=device, world=world)
+    cases = max(len(split.train) for split in splits.values())
+    return resolve_precision(run, registry(), folder=folder, device=device, world=world, training_cases=cases)
 
 
 def _choose_splits(data: PreprocessedFolder, folds: Sequence[str]) -> dict[str, Fold]:

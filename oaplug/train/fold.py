@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from oaplug.core.case import Case
     from oaplug.core.plan import TrainSettings
     from oaplug.core.target import Target
+    from oaplug.model.network import Network
     from oaplug.plug.protocols import Callback
     from oaplug.plug.registry import Registry
     from oaplug.prepare.folder import PreprocessedFolder
@@ -148,45 +149,15 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         raise PlanError(
             f"fold {request.fold} has {len(training)} training cases with a label of {list(targets)}"
         )
-    batch_size = min(settings.batch_size, len(training))
-    if batch_size % request.world.size:
-        raise PlanError(
-            f"training.batch_size is {batch_size}, which {request.world.size} processes cannot share; choose "
-            "a multiple"
-        )
-    torch.manual_seed(derive_seed(settings.seed, "weights", request.fold))
-    counts = grade_counts(training, targets)
-    network = build_network(run, registry, grade_counts=counts)
-    if request.pretrained_weights is not None and not (request.resume or request.validate_only):
-        report_folder = folder if request.world.is_first else None
-        start_from_weights(
-            network, request.pretrained_weights, run=run, registry=registry, folder=report_folder
-        )
-    first = next(iter(targets))
-    balanced = {first: balanced_weights(counts[first])}
-    source = partial(
-        BatchSource,
-        store=VolumeStore(request.data, run.configuration.data_identifier),
-        targets=tuple(targets),
-        batch_size=batch_size,
-        seed=settings.seed,
-        fold=request.fold,
-        device=request.device,
-        readers=settings.readers,
-        rank=request.world.rank,
-        world_size=request.world.size,
-    )
     validation = usable_cases(request.split.val, by_id, targets)
+    counts = grade_counts(training, targets)
+    network = _network(request, registry, folder, counts=counts)
     _check_preprocessed(request, [*training, *validation])
+    for_training, for_validation = _sources(request, training, validation, counts=counts)
     job = TrainingJob(
         network=network,
-        training=source(
-            cases=training,
-            augmentation=run.plan.augmentation,
-            class_weights=balanced if settings.class_weights == "balanced" else None,
-            sampling_weights=balanced if settings.sampling == "balanced" else None,
-        ),
-        validation=source(cases=validation) if validation else None,
+        training=for_training,
+        validation=for_validation,
         targets=targets,
         settings=settings,
         precision=choose_precision(
@@ -209,6 +180,61 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
         _remember_cases(request, folder, training)
         _write_debug(folder, job)
     return job
+
+
+def _network(
+    request: FoldRequest, registry: Registry, folder: Path, *, counts: Mapping[str, Sequence[int]]
+) -> Network:
+    """The fold's network with its first weights: random, or from a file where a training begins."""
+    torch.manual_seed(derive_seed(request.run.plan.training.seed, "weights", request.fold))
+    network = build_network(request.run, registry, grade_counts=counts)
+    if request.pretrained_weights is not None and not (request.resume or request.validate_only):
+        report_folder = folder if request.world.is_first else None
+        start_from_weights(
+            network, request.pretrained_weights, run=request.run, registry=registry, folder=report_folder
+        )
+    return network
+
+
+def _sources(
+    request: FoldRequest,
+    training: Sequence[Case],
+    validation: Sequence[Case],
+    *,
+    counts: Mapping[str, Sequence[int]],
+) -> tuple[BatchSource, BatchSource | None]:
+    """Batches of the training and of the validation cases (None: there are none).
+
+    `counts` gives per target how often each grade occurs, the target that weighs cases first.
+    """
+    run, settings = request.run, request.run.plan.training
+    batch_size = min(settings.batch_size, len(training))
+    if batch_size % request.world.size:
+        raise PlanError(
+            f"training.batch_size is {batch_size}, which {request.world.size} processes cannot share; choose "
+            "a multiple"
+        )
+    first = next(iter(counts))
+    balanced = {first: balanced_weights(counts[first])}
+    source = partial(
+        BatchSource,
+        store=VolumeStore(request.data, run.configuration.data_identifier),
+        targets=tuple(counts),
+        batch_size=batch_size,
+        seed=settings.seed,
+        fold=request.fold,
+        device=request.device,
+        readers=settings.readers,
+        rank=request.world.rank,
+        world_size=request.world.size,
+    )
+    for_training = source(
+        cases=training,
+        augmentation=run.plan.augmentation,
+        class_weights=balanced if settings.class_weights == "balanced" else None,
+        sampling_weights=balanced if settings.sampling == "balanced" else None,
+    )
+    return for_training, source(cases=validation) if validation else None
 
 
 def _check_preprocessed(request: FoldRequest, cases: Sequence[Case]) -> None:
