@@ -22,6 +22,8 @@ from oaplug.plug import BackboneSpec
 from oaplug.plug.registry import registry
 from oaplug.testing.contract import check_backbone
 
+pytestmark = pytest.mark.slow
+
 ZOO = ("densenet121", "seresnet50", "efficientnet_b0", "vit", "swin_unetr")
 SIZE = (32, 64, 32)
 SMALL = {**SMALL_OF_CONTRACTS, "vit": {**SMALL_OF_CONTRACTS["vit"], "patch_voxels": [8, 8, 8]}}
