@@ -26,7 +26,7 @@ def as_json(capsys, *arguments):
 @pytest.fixture(autouse=True)
 def _enough_of_everything(monkeypatch):
     """What the machine of the test has does not decide the test."""
-    monkeypatch.setattr("oaplug.feed.source.available_memory_bytes", lambda: 64 * 2.0**30)
+    monkeypatch.setattr("oaplug.feed.memory.available_memory_bytes", lambda: 64 * 2.0**30)
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**40, 0, 2**40))
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
 
@@ -63,7 +63,7 @@ def test_a_folder_that_is_missing_or_cannot_be_written_is_named(tmp_path, monkey
 
 
 def test_little_memory_little_disk_and_too_many_threads_are_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("oaplug.feed.source.available_memory_bytes", lambda: 2.0**30)
+    monkeypatch.setattr("oaplug.feed.memory.available_memory_bytes", lambda: 2.0**30)
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**40, 2**40, 2**20))
     monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
     assert doctor_checks.check_memory().status == "warn"

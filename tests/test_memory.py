@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import gc
 import json
 import logging
-import os
 from functools import partial
 
 import pytest
@@ -21,7 +19,7 @@ from oaplug.core.dataset import DatasetDescription
 from oaplug.core.errors import PlanError
 from oaplug.core.plan import Configuration, Plan, TrainSettings
 from oaplug.core.target import targets_from_json
-from oaplug.feed.source import LoadedBatch, available_memory_bytes
+from oaplug.feed.source import LoadedBatch
 from oaplug.model.checkpoint import Checkpoint, save_checkpoint
 from oaplug.model.live_bytes import LiveBytes
 from oaplug.model.memory import MemoryEstimate, Phase, estimate_training_memory
@@ -516,14 +514,6 @@ def test_a_target_on_a_gpu_is_nine_tenths_of_what_is_free(monkeypatch):
     found = memory_target(None, device=torch.device("cuda", 1), processes=2)
     assert found.bytes == 9 * GIB
     assert str(found) == "9.00 GiB may be used (90% of the free memory of cuda:1)"
-
-
-def test_a_system_that_does_not_say_what_is_available_counts_as_half_free(monkeypatch):
-    def refuse(*_, **__):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(builtins, "open", refuse)
-    assert available_memory_bytes() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def test_a_target_must_be_positive():

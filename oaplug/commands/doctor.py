@@ -26,6 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also train a toy network twice, once interrupted, and compare every bit (less than a minute)",
     )
+    parser.add_argument(
+        "--feed",
+        metavar="DATASET",
+        help="also measure how fast its preprocessed cases become batches, and name the bottleneck",
+    )
+    parser.add_argument(
+        "-c", dest="configuration", default="3d_lowres", metavar="NAME", help="configuration for --feed"
+    )
+    parser.add_argument("--plans", default="oaplugPlans", metavar="NAME", help="plan for --feed")
     parser.add_argument("-device", help="cuda, cuda:1, cpu or mps (default: a GPU where there is one)")
     add_places(parser, "raw", "preprocessed", "results")
     return run_command(parser, _work, arguments)
@@ -51,6 +60,10 @@ def _check(arguments: argparse.Namespace) -> list[Check]:
         from oaplug.commands.doctor_resume import check_resuming
 
         checks.append(check_resuming(arguments.device))
+    if arguments.feed is not None:
+        from oaplug.commands.doctor_feed import check_feed
+
+        checks += check_feed(arguments, places(arguments).preprocessed)
     return checks
 
 

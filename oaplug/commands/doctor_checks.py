@@ -168,7 +168,7 @@ def check_threads() -> Check:
 
 def check_memory() -> Check:
     """Memory that can be taken without swapping."""
-    from oaplug.feed.source import available_memory_bytes
+    from oaplug.feed.memory import available_memory_bytes
 
     available = available_memory_bytes()
     if available < MEMORY_GIB * 2**30:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from oaplug.core.errors import DatasetError
 from oaplug.core.seeds import random_generator
 from oaplug.feed.augment.apply import apply_draws
 from oaplug.feed.augment.draw import draw_augmentation
+from oaplug.feed.memory import available_memory_bytes
 from oaplug.prepare.store import read_array
 
 if TYPE_CHECKING:
@@ -33,13 +33,20 @@ _CACHE_FRACTION = 0.5
 
 
 class VolumeStore:
-    """Preprocessed volumes (C,D,H,W) float16 by case id, kept in memory while half of what is free lasts."""
+    """Preprocessed volumes (C,D,H,W) float16 by case id, kept in memory while `memory_bytes` last.
 
-    def __init__(self, folder: PreprocessedFolder, data_identifier: str) -> None:
+    None: half of what is free.
+    """
+
+    def __init__(
+        self, folder: PreprocessedFolder, data_identifier: str, *, memory_bytes: float | None = None
+    ) -> None:
         self._folder = folder
         self._identifier = data_identifier
         self._kept: dict[str, NDArray[np.float16]] = {}
-        self._bytes_left = _CACHE_FRACTION * available_memory_bytes()
+        self._bytes_left = (
+            _CACHE_FRACTION * available_memory_bytes() if memory_bytes is None else memory_bytes
+        )
 
     def read(self, case_id: str) -> NDArray[np.float16]:
         """One volume; raises DatasetError where it was not preprocessed or is damaged."""
@@ -51,19 +58,9 @@ class VolumeStore:
             self._kept[case_id] = volume
         return volume
 
-
-def available_memory_bytes() -> float:
-    """Memory that can be taken without swapping: what Linux says, else half of what there is, or 2 GiB."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return float(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 2.0 * 2**30
+    def room_for(self, volume: NDArray[np.float16]) -> int:
+        """How many more volumes like this one can be kept."""
+        return int(self._bytes_left // volume.nbytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +156,12 @@ class BatchSource:
                     f"case {case.case_id} was preprocessed to {volume.shape}, and {cases[0].case_id} to "
                     f"{volumes[0].shape}; run oaplug_preprocess again"
                 )
-        return torch.from_numpy(np.stack(volumes))
+        shape = (len(volumes), *volumes[0].shape)
+        # pinned pages are what a GPU copies from while this process goes on
+        batch = torch.empty(shape, dtype=torch.float16, pin_memory=self.device.type == "cuda")
+        for into, volume in zip(batch, volumes, strict=True):
+            into.copy_(torch.from_numpy(volume))
+        return batch
 
     def _finish(self, volume: Tensor, cases: Sequence[Case], epoch: int | None) -> LoadedBatch:
         volume = volume.to(self.device, non_blocking=True).float()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from oaplug.core.errors import PlanError
-from oaplug.feed.source import available_memory_bytes
+from oaplug.feed.memory import available_memory_bytes
 from oaplug.model.memory import estimate_training_memory
 from oaplug.model.precision import choose_precision
 from oaplug.model.run_folder import (
