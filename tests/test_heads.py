@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.special import log_softmax as scipy_log_softmax
 from torch import nn
 from torch.nn import functional
 
 from oaplug.core.batch import Batch
+from oaplug.core.errors import PlanError
 from oaplug.core.target import Target
 from oaplug.model.build import build_head, targets_of_head
 from oaplug.plug.registry import registry
@@ -210,3 +212,30 @@ def test_a_hierarchy_with_two_derived_targets_trains_both():
     parts = [functional.cross_entropy(logits[name], batch.targets[name]) for name in ("kl", "oa", "severe")]
     equal(head.loss(logits, batch)["total"], sum(parts))
     assert set(head.probabilities(logits)) == {"kl", "oa", "severe"}
+
+
+@pytest.mark.parametrize(("name", "layer"), [("single", "linear"), ("dual", "fine_linear")])
+def test_soft_labels_are_a_divergence_from_probabilities_that_halve_with_each_grade(name, layer):
+    head = make_head(name, soft_label_width=1 / math.log(2))
+    halves = np.array([[0.5 ** abs(grade - true) for grade in range(5)] for true in KL_TRUTH.tolist()])
+    wanted = halves / halves.sum(axis=1, keepdims=True)
+    with torch.no_grad():
+        log_probabilities = scipy_log_softmax(linear(getattr(head, layer)).numpy(), axis=1)
+        found = head.loss(head(FEATURES), truth())["kl"]
+    equal(found, -(wanted * log_probabilities).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("name", ["single", "dual", "dual_cascade"])
+def test_narrow_soft_labels_are_hard_ones_and_missing_ones_do_not_count(name):
+    hard, soft = make_head(name), make_head(name, soft_label_width=0.02)
+    some = truth(kl=torch.where(KL_TRUTH == 2, -1, KL_TRUTH))
+    equal(soft.loss(soft(FEATURES), some)["total"], hard.loss(hard(FEATURES), some)["total"])
+
+
+@pytest.mark.parametrize(
+    ("width", "targets", "message"),
+    [(-1.0, HIERARCHY, "must not be negative"), (1.0, BINARY, "'disease' is binary; set it to 0")],
+)
+def test_soft_labels_that_cannot_be_are_refused(width, targets, message):
+    with pytest.raises(PlanError, match=message):
+        make_head("single", targets, soft_label_width=width)

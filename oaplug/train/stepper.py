@@ -247,7 +247,9 @@ def _wrapped(network: Network, *, settings: TrainSettings, precision: Precision,
     called: Any = network
     if world.size > 1:
         devices = [precision.device] if precision.device.type == "cuda" else None
-        called = torch.nn.parallel.DistributedDataParallel(network, device_ids=devices)
+        called = torch.nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, gradient_as_bucket_view=True
+        )
     return torch.compile(called) if settings.compile else called
 
 

@@ -18,17 +18,22 @@ _STUDY = "Zhang 2026, arXiv 2605.00718"
 
 @dataclass(frozen=True, kw_only=True)
 class SingleOptions:
-    """Options of `single`."""
+    """Options of `single`; `soft_label_width` spreads ordinal labels over neighbours, in grades (0: not)."""
 
     dropout: float = 0.0
+    soft_label_width: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualOptions:
-    """Options of `dual` and `dual_cascade`; `coarse_weight` scales the loss of the derived targets."""
+    """Options of `dual` and `dual_cascade`; `coarse_weight` scales the loss of the derived targets.
+
+    `soft_label_width` spreads labels of the finest target over neighbouring grades (0: not).
+    """
 
     dropout: float = 0.0
     coarse_weight: float = 1.0
+    soft_label_width: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

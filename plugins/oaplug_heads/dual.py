@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from oaplug_heads.losses import cross_entropy, logit_of
+from oaplug_heads.losses import check_soft_labels, cross_entropy, logit_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ class DualHead(nn.Module):
         super().__init__()
         self.fine = next(t for t in targets.values() if not t.is_derived)
         self.coarse = tuple(t.name for t in targets.values() if t.derived_from == self.fine.name)
+        self.soft_label_width = check_soft_labels(options.soft_label_width, self.fine)
         self.coarse_weight = options.coarse_weight
         self.dropout = nn.Dropout(options.dropout)
         self.fine_linear = nn.Linear(num_features, len(self.fine.grades))
@@ -47,10 +48,16 @@ class DualHead(nn.Module):
         return {self.fine.name: fine, **{name: layer(shared) for name, layer in self.coarse_linear.items()}}
 
     def loss(self, logits: Mapping[str, Tensor], truth: Batch) -> dict[str, Tensor]:
-        """Cross-entropies over the known labels of each target, and their weighted sum."""
+        """Cross-entropies over the known labels of each target, and their weighted sum.
+
+        Labels of the finest target are soft where that is set.
+        """
+        widths = {self.fine.name: self.soft_label_width, **dict.fromkeys(self.coarse, 0.0)}
         parts = {
-            name: cross_entropy(logits[name], truth.targets[name], case_weights=truth.case_weights)
-            for name in (self.fine.name, *self.coarse)
+            name: cross_entropy(
+                logits[name], truth.targets[name], case_weights=truth.case_weights, soft_label_width=width
+            )
+            for name, width in widths.items()
         }
         total = parts[self.fine.name] + self.coarse_weight * sum(
             (parts[name] for name in self.coarse), start=torch.zeros_like(parts[self.fine.name])

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oaplug.core.errors import PlanError
 from oaplug.core.target import MISSING
 
+if TYPE_CHECKING:
+    from oaplug.core.target import Target
 
-def cross_entropy(logits: Tensor, truth: Tensor, *, case_weights: Tensor | None) -> Tensor:
-    """Mean cross-entropy of logits (B,K) over the cases whose truth (B,) is known; 0 where none is."""
-    losses = functional.cross_entropy(logits.float(), truth, reduction="none", ignore_index=MISSING)
+
+def cross_entropy(
+    logits: Tensor, truth: Tensor, *, case_weights: Tensor | None, soft_label_width: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy of logits (B,K) over the cases whose truth (B,) is known; 0 where none is.
+
+    With a `soft_label_width` the truth is not one grade but `soft_grades` around it.
+    """
+    if soft_label_width > 0:
+        soft = soft_grades(truth, num_grades=logits.shape[1], width=soft_label_width)
+        losses = functional.cross_entropy(logits.float(), soft, reduction="none")
+    else:
+        losses = functional.cross_entropy(logits.float(), truth, reduction="none", ignore_index=MISSING)
     return masked_mean(losses, truth != MISSING, case_weights=case_weights)
+
+
+def soft_grades(truth: Tensor, *, num_grades: int, width: float) -> Tensor:
+    """Probabilities (B,K) that fall with the distance from truth (B,) as exp(-distance / width), in grades.
+
+    Soft ordinal labels of Diaz and Marathe, CVPR 2019, "Soft labels for ordinal regression", with the
+    absolute distance.
+    """
+    grades = torch.arange(num_grades, device=truth.device)
+    return torch.softmax(-(grades[None, :] - truth[:, None]).abs().float() / width, dim=1)
+
+
+def check_soft_labels(width: float, target: Target) -> float:
+    """The width as it is; raises PlanError where it is negative, or the target has no order."""
+    if width < 0:
+        raise PlanError(f"head.soft_label_width must not be negative, got {width:g}")
+    if width > 0 and (target.kind != "ordinal" or len(target.grades) < 3):
+        raise PlanError(
+            "head.soft_label_width spreads an ordinal target of more than two grades, and "
+            f"{target.name!r} is {target.kind}; set it to 0"
+        )
+    return width
 
 
 def binary_cross_entropy(logits: Tensor, truth: Tensor, *, case_weights: Tensor | None) -> Tensor:

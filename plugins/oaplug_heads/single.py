@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from oaplug_heads.losses import at_least, binary_cross_entropy, cross_entropy, log_odds_at_least, logit_of
+from oaplug_heads.losses import (
+    at_least,
+    binary_cross_entropy,
+    check_soft_labels,
+    cross_entropy,
+    log_odds_at_least,
+    logit_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +38,7 @@ class SingleHead(nn.Module):
             for t in targets.values()
             if t.derived_from == self.target.name
         }
+        self.soft_label_width = check_soft_labels(options.soft_label_width, self.target)
         self.is_binary = len(self.target.grades) == 2
         self.dropout = nn.Dropout(options.dropout)
         self.linear = nn.Linear(num_features, 1 if self.is_binary else len(self.target.grades))
@@ -40,14 +48,19 @@ class SingleHead(nn.Module):
         return {self.target.name: self.linear(self.dropout(features))}
 
     def loss(self, logits: Mapping[str, Tensor], truth: Batch) -> dict[str, Tensor]:
-        """Cross-entropy (binary with one logit) over the known labels."""
+        """Cross-entropy (binary with one logit; of soft labels where set) over the known labels."""
         name = self.target.name
         if self.is_binary:
             total = binary_cross_entropy(
                 logits[name][:, 0], truth.targets[name], case_weights=truth.case_weights
             )
         else:
-            total = cross_entropy(logits[name], truth.targets[name], case_weights=truth.case_weights)
+            total = cross_entropy(
+                logits[name],
+                truth.targets[name],
+                case_weights=truth.case_weights,
+                soft_label_width=self.soft_label_width,
+            )
         return {"total": total, name: total}
 
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
