@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import oaplug
 from oaplug.commands import analyze, predict, predict_from_modelfolder
-from oaplug.core.errors import PredictionError
+from oaplug.core.errors import PlanError, PredictionError
 from oaplug.core.features import FEATURES_HEADER, Features, read_features, write_features
 from oaplug.core.paths import Places
 from oaplug.core.predictions import read_predictions
@@ -56,6 +56,14 @@ def study_of(project, *, places=True, **models):
     roots = Places(raw_override=project.raw, preprocessed_override=project.preprocessed)
     models = models or {"dual": dual(project)}
     return open_study(models, resamples=20, seed=0, places=roots if places else None)
+
+
+def test_networks_of_a_study_go_to_the_device_that_was_asked_for(project):
+    study = open_study({"dual": dual(project)}, resamples=20, seed=0, device="cuda:99")
+    with pytest.raises(PlanError, match="cuda:99"):
+        study.models[0].open()
+    study = open_study({"dual": dual(project)}, resamples=20, seed=0, device="cpu")
+    assert study.models[0].open().precision.device.type == "cpu"
 
 
 def test_asking_for_features_changes_no_prediction(project):

@@ -225,6 +225,21 @@ def test_soft_labels_are_a_divergence_from_probabilities_that_halve_with_each_gr
     equal(found, -(wanted * log_probabilities).sum(axis=1).mean())
 
 
+def test_soft_labels_of_a_derived_target_are_those_of_its_grades_or_hard_where_no_grade_is_known():
+    head = make_head("dual", soft_label_width=1 / math.log(2))
+    kl, oa = KL_TRUTH.clone(), OA_TRUTH.clone()
+    kl[1], kl[2], oa[2] = -1, -1, -1  # a case of which only oa is known, and one of which nothing is
+    positive = []
+    for grade, label in zip(kl.tolist(), oa.tolist(), strict=True):
+        weights = [0.5 ** abs(k - grade) for k in range(5)]
+        positive.append(sum(weights[2:]) / sum(weights) if grade >= 0 else float(label))
+    wanted = np.array(positive)[oa.numpy() >= 0]
+    with torch.no_grad():
+        table = scipy_log_softmax(linear(head.coarse_linear["oa"]).numpy(), axis=1)[oa.numpy() >= 0]
+        found = head.loss(head(FEATURES), truth(kl=kl, oa=oa))["oa"]
+    equal(found, -np.mean((1 - wanted) * table[:, 0] + wanted * table[:, 1]))
+
+
 @pytest.mark.parametrize("name", ["single", "dual", "dual_cascade"])
 def test_narrow_soft_labels_are_hard_ones_and_missing_ones_do_not_count(name):
     hard, soft = make_head(name), make_head(name, soft_label_width=0.02)

@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="CSV",
         help="sides and covariates of the cases (default: cases.csv of a model's dataset)",
     )
+    parser.add_argument("-device", help="cuda, cuda:1, cpu or mps (default: a GPU where there is one)")
     add_places(parser, "raw", "preprocessed")
     return run_command(parser, _work, arguments)
 
@@ -78,6 +79,7 @@ def _work(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         intersect=arguments.intersect,
         places=places(arguments),
+        device=arguments.device,
     )
     study = with_covariates(study, table=arguments.cases, places=places(arguments))
     make_folder(arguments.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from oaplug.study.grids import find_grids
 from oaplug.study.sources import FolderSource, find_cases_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from oaplug.core.case import Case
     from oaplug.core.predictions import PredictionTable, TargetPredictions
@@ -82,7 +83,13 @@ def _default_name(path: Path) -> str:
 
 
 def open_study(
-    models: Paths, *, resamples: int, seed: int, intersect: bool = False, places: Places | None = None
+    models: Paths,
+    *,
+    resamples: int,
+    seed: int,
+    intersect: bool = False,
+    places: Places | None = None,
+    device: str | None = None,
 ) -> Study:
     """Open every model's predictions and pair their cases, in the order of the first model.
 
@@ -90,16 +97,17 @@ def open_study(
     there is none: with out-of-fold predictions);
     several paths are runs of one model, called NAME#1, NAME#2. `intersect` compares the cases that all
     models predict instead of refusing unequal sets. `places` has the roots of raw and preprocessed datasets
-    (None: the environment's), for analyses that need them. Raises PathError for a path that does not exist,
-    PredictionError where the tables do not belong together, LeakError for cases of subjects a model was
-    trained on.
+    (None: the environment's), for analyses that need them; `device` is for those that need networks (None:
+    a GPU where there is one). Raises PathError for a path that does not exist, PredictionError where the
+    tables do not belong together, LeakError for cases of subjects a model was trained on.
     """
     places = Places() if places is None else places
     if not models:
         raise PredictionError("no model was given: pass at least one model folder or predictions.csv")
     if resamples < 1:
         raise PredictionError(f"the number of bootstrap resamples must be positive, got {resamples}")
-    opened = [model for name, paths in models.items() for model in _open_runs(name, _runs(paths), places)]
+    opening = partial(_open_model, places=places, device=device)
+    opened = [model for name, paths in models.items() for model in _open_runs(name, _runs(paths), opening)]
     everything = set().union(*(model.predictions.case_ids for model in opened))
     if intersect:
         opened = _intersect(opened)
@@ -143,17 +151,16 @@ def _intersect(models: Sequence[StudyModel]) -> list[StudyModel]:
     ]
 
 
-def _open_runs(name: str, paths: Sequence[Path], places: Places) -> list[StudyModel]:
+def _open_runs(
+    name: str, paths: Sequence[Path], opening: Callable[[str, Path], StudyModel]
+) -> list[StudyModel]:
     """The model at a path, or several runs of it, numbered from 1."""
     if len(paths) == 1:
-        return [_open_model(name, paths[0], places)]
-    return [
-        replace(_open_model(f"{name}#{number}", path, places), run_of=name)
-        for number, path in enumerate(paths, 1)
-    ]
+        return [opening(name, paths[0])]
+    return [replace(opening(f"{name}#{number}", path), run_of=name) for number, path in enumerate(paths, 1)]
 
 
-def _open_model(name: str, path: Path, places: Places) -> StudyModel:
+def _open_model(name: str, path: Path, *, places: Places, device: str | None) -> StudyModel:
     table_path = _find_table(path)
     table = read_predictions(table_path)
     if not table.targets:
@@ -171,6 +178,7 @@ def _open_model(name: str, path: Path, places: Places) -> StudyModel:
         folds=folds,
         is_out_of_fold=len(set(table.folds)) > 1,
         places=places,
+        device=device,
     )
     return StudyModel(name=name, predictions=table, folder=folder, source=source)
 

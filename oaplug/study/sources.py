@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class FolderSource:
     """A table of predictions, the model folder it came from (None: unknown), and the roots of datasets.
 
+    Networks go to `device` (None: a GPU where there is one).
     `folds` are those whose predictions the table averages, or, out of fold, those of which each case has
     the one that did not train on it: such a table has no features or network that all cases share.
     """
@@ -36,6 +37,7 @@ class FolderSource:
     folds: tuple[str, ...]
     is_out_of_fold: bool = False
     places: Places = field(default_factory=Places)
+    device: str | None = None
 
     def lacks(self, need: str) -> str:
         """Why `need` cannot be met, and what to do; "" where it can."""
@@ -144,7 +146,7 @@ class FolderSource:
         from oaplug.infer.predictor import load_model
 
         assert self.folder is not None
-        return load_model(self.folder, folds=self.folds, checkpoint=self._checkpoint)
+        return load_model(self.folder, folds=self.folds, checkpoint=self._checkpoint, device=self.device)
 
     @cached_property
     def _data(self) -> PreprocessedFolder:

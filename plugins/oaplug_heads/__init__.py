@@ -28,7 +28,8 @@ class SingleOptions:
 class DualOptions:
     """Options of `dual` and `dual_cascade`; `coarse_weight` scales the loss of the derived targets.
 
-    `soft_label_width` spreads labels of the finest target over neighbouring grades (0: not).
+    `soft_label_width` spreads labels of the finest target over neighbouring grades (0: not), and with them
+    those derived from it.
     """
 
     dropout: float = 0.0

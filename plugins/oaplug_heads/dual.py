@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from oaplug_heads.losses import check_soft_labels, cross_entropy, logit_of
+from oaplug.core.target import MISSING
+from oaplug_heads.losses import at_least, check_soft_labels, cross_entropy, logit_of, soft_grades
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +28,10 @@ class DualHead(nn.Module):
     def __init__(self, options: DualOptions, *, num_features: int, targets: Mapping[str, Target]) -> None:
         super().__init__()
         self.fine = next(t for t in targets.values() if not t.is_derived)
-        self.coarse = tuple(t.name for t in targets.values() if t.derived_from == self.fine.name)
+        self.thresholds = {
+            t.name: t.threshold_in(self.fine) for t in targets.values() if t.derived_from == self.fine.name
+        }
+        self.coarse = tuple(self.thresholds)
         self.soft_label_width = check_soft_labels(options.soft_label_width, self.fine)
         self.coarse_weight = options.coarse_weight
         self.dropout = nn.Dropout(options.dropout)
@@ -48,21 +53,30 @@ class DualHead(nn.Module):
         return {self.fine.name: fine, **{name: layer(shared) for name, layer in self.coarse_linear.items()}}
 
     def loss(self, logits: Mapping[str, Tensor], truth: Batch) -> dict[str, Tensor]:
-        """Cross-entropies over the known labels of each target, and their weighted sum.
-
-        Labels of the finest target are soft where that is set.
-        """
-        widths = {self.fine.name: self.soft_label_width, **dict.fromkeys(self.coarse, 0.0)}
+        """Cross-entropies over the known labels of each target (soft where set), and their weighted sum."""
+        soft = self._soft_labels(truth)
         parts = {
             name: cross_entropy(
-                logits[name], truth.targets[name], case_weights=truth.case_weights, soft_label_width=width
+                logits[name], truth.targets[name], case_weights=truth.case_weights, soft=soft.get(name)
             )
-            for name, width in widths.items()
+            for name in (self.fine.name, *self.coarse)
         }
         total = parts[self.fine.name] + self.coarse_weight * sum(
             (parts[name] for name in self.coarse), start=torch.zeros_like(parts[self.fine.name])
         )
         return {"total": total, **parts}
+
+    def _soft_labels(self, truth: Batch) -> dict[str, Tensor]:
+        """Per target probabilities (B,K); a derived one has those of the grades, or its label without one."""
+        if not self.soft_label_width:
+            return {}
+        fine = truth.targets[self.fine.name]
+        table = soft_grades(fine, num_grades=len(self.fine.grades), width=self.soft_label_width)
+        found = {self.fine.name: table}
+        for name, threshold in self.thresholds.items():
+            label = functional.one_hot(truth.targets[name].clamp(min=0), 2).to(table.dtype)
+            found[name] = torch.where((fine != MISSING)[:, None], at_least(table, threshold), label)
+        return found
 
     def probabilities(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Softmax of each target's logits, (B,K)."""

@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 
 
 def cross_entropy(
-    logits: Tensor, truth: Tensor, *, case_weights: Tensor | None, soft_label_width: float = 0.0
+    logits: Tensor, truth: Tensor, *, case_weights: Tensor | None, soft: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy of logits (B,K) over the cases whose truth (B,) is known; 0 where none is.
 
-    With a `soft_label_width` the truth is not one grade but `soft_grades` around it.
+    `soft` are probabilities (B,K) to be met instead of the truth itself.
     """
-    if soft_label_width > 0:
-        soft = soft_grades(truth, num_grades=logits.shape[1], width=soft_label_width)
-        losses = functional.cross_entropy(logits.float(), soft, reduction="none")
-    else:
+    if soft is None:
         losses = functional.cross_entropy(logits.float(), truth, reduction="none", ignore_index=MISSING)
+    else:
+        losses = functional.cross_entropy(logits.float(), soft, reduction="none")
     return masked_mean(losses, truth != MISSING, case_weights=case_weights)
 
 

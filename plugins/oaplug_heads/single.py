@@ -14,6 +14,7 @@ from oaplug_heads.losses import (
     cross_entropy,
     log_odds_at_least,
     logit_of,
+    soft_grades,
 )
 
 if TYPE_CHECKING:
@@ -55,11 +56,10 @@ class SingleHead(nn.Module):
                 logits[name][:, 0], truth.targets[name], case_weights=truth.case_weights
             )
         else:
+            width, grades = self.soft_label_width, len(self.target.grades)
+            soft = soft_grades(truth.targets[name], num_grades=grades, width=width) if width else None
             total = cross_entropy(
-                logits[name],
-                truth.targets[name],
-                case_weights=truth.case_weights,
-                soft_label_width=self.soft_label_width,
+                logits[name], truth.targets[name], case_weights=truth.case_weights, soft=soft
             )
         return {"total": total, name: total}
 
