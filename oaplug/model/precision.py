@@ -28,7 +28,11 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise PlanError(f"-device {name}: use cuda, cuda:N, cpu or mps") from None
-    there = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if not there.get(device.type, False):
         raise PlanError(f"-device {name}: torch sees no such device here; try -device cpu")
     return device
