@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import partial
+
 import pytest
 import torch
+from monai.networks.nets.resnet import ResNet
+from torch import nn
 from torch.nn import functional
 
 from oaplug import create_encoder, create_network
@@ -176,3 +182,58 @@ def test_unknown_options_and_depths_are_refused():
         create_encoder("resnet3d", input_size=(32, 32, 32), widht=8)
     with pytest.raises(PluginError, match="depth"):
         create_encoder("resnet3d", input_size=(32, 32, 32), depth=19)
+
+
+def monai_network(depth, *, shortcut, dilated):
+    """The same network in MONAI, whose last two stages are dilated afterwards as MedicalNet's are."""
+    kind, layers = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3])}[depth]
+    network = ResNet(
+        kind, layers, [4, 8, 16, 32], n_input_channels=2, conv1_t_size=7, conv1_t_stride=2,
+        shortcut_type=shortcut, feed_forward=False, bias_downsample=False,
+    )  # fmt: skip
+    for stage, dilation in ((network.layer3, 2), (network.layer4, 4)) if dilated else ():
+        for block in stage:
+            for convolution in (m for m in block.modules() if isinstance(m, nn.Conv3d)):
+                convolution.stride = (1, 1, 1)
+                if convolution.kernel_size == (3, 3, 3):
+                    convolution.dilation = convolution.padding = (dilation,) * 3
+            if isinstance(block.downsample, partial):
+                block.downsample = partial(
+                    block.downsample.func, **{**block.downsample.keywords, "stride": 1}
+                )
+    return network
+
+
+@pytest.mark.parametrize("dilated", [True, False])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_the_same_seed_gives_the_weights_and_features_of_monai(depth, shortcut, dilated):
+    size, options = (33, 32, 40), {"width": 4, "depth": depth, "shortcut": shortcut, "dilated": dilated}
+    torch.manual_seed(3)
+    other = monai_network(depth, shortcut=shortcut, dilated=dilated)
+    torch.manual_seed(3)
+    encoder = create_encoder("resnet3d", in_channels=2, input_size=size, **options)
+    weights, expected = encoder.state_dict(), other.state_dict()
+    assert list(weights) == list(expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    volume = torch.randn(2, 2, *size)
+    torch.testing.assert_close(encoder(volume), other(volume), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_pass_through_shortcuts_without_weights():
+    encoder = create_encoder("resnet3d", input_size=(16, 16, 16), width=4, depth=10, shortcut="A").eval()
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(("layer2", "layer3", "layer4")):
+            nn.init.zeros_(parameter)  # what is left of these stages is their shortcuts
+    encoder(torch.randn(1, 1, 16, 16, 16)).sum().backward()
+    assert encoder.conv1.weight.grad.abs().sum() > 0
+
+
+def test_the_networks_of_the_study_are_built_without_monai_whose_import_takes_seconds():
+    code = (
+        "import sys; from oaplug import create_encoder\n"
+        "for name in ('resnet3d', 'm3t', 'nnmamba'): create_encoder(name, input_size=(32, 32, 32))\n"
+        "print('torch' in sys.modules, 'monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

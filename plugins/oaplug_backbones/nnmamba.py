@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from monai.networks.nets.resnet import ResNetBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
 from oaplug_backbones.mamba import Mamba
+from oaplug_backbones.residual import BASIC, residual_stage
 
 if TYPE_CHECKING:
     from oaplug_backbones.options import NnMambaOptions
@@ -30,9 +30,10 @@ class NnMamba(nn.Module):
         widths = [options.channels * factor for factor in (1, 2, 4, 8)]
         self.in_conv = DoubleConvolution(in_channels, widths[0])
         self.mamba_layer_stem = MambaLayer(options)
-        self.layer1 = _stage(widths[0], widths[1], blocks=options.blocks)
-        self.layer2 = _stage(widths[1], widths[2], blocks=options.blocks)
-        self.layer3 = _stage(widths[2], widths[3], blocks=options.blocks)
+        blocks = {"blocks": options.blocks, "stride": 2, "dimensions": 3}
+        self.layer1 = residual_stage(BASIC, widths[0], width=widths[1], **blocks)
+        self.layer2 = residual_stage(BASIC, widths[1], width=widths[2], **blocks)
+        self.layer3 = residual_stage(BASIC, widths[2], width=widths[3], **blocks)
         self.mlp = nn.Sequential(nn.Linear(sum(widths[1:]), options.width), nn.ReLU())
         self.num_features = options.width
 
@@ -106,12 +107,3 @@ class MambaLayer(nn.Module):
         for axes in self.flips:
             total = total + self.mamba(tokens.flip(axes)).flip(axes)
         return total / (1 + len(self.flips)) if self.flips else total  # type: ignore[no-any-return]
-
-
-def _stage(in_channels: int, channels: int, *, blocks: int) -> nn.Sequential:
-    """Residual blocks of two 3x3x3 convolutions; the first halves the size and projects its input."""
-    shortcut = nn.Sequential(
-        nn.Conv3d(in_channels, channels, 1, stride=2, bias=False), nn.BatchNorm3d(channels)
-    )
-    first = ResNetBlock(in_channels, channels, stride=2, downsample=shortcut)
-    return nn.Sequential(first, *(ResNetBlock(channels, channels) for _ in range(blocks - 1)))
