@@ -209,6 +209,19 @@ def test_a_plan_survives_its_file(tmp_path):
     assert plan_from_json(plan_to_json(plan), path=tmp_path) == plan
 
 
+def test_new_plans_augment_with_every_part_but_deformation_and_say_why():
+    plan = plan_experiment(describe(), knees())
+    settings = plan.augmentation
+    off = {key.name for key in fields(settings) if getattr(settings, key.name) == 0}
+    assert off == {"elastic_probability"}
+    assert settings.keep_statistics
+    assert "cartilage" in plan.reasons["augmentation.elastic_probability"]
+    changed = {
+        k.name for k in fields(settings) if getattr(settings, k.name) != getattr(type(settings)(), k.name)
+    }
+    assert {f"augmentation.{key}" for key in changed} <= set(plan.reasons)
+
+
 def test_medial_and_lateral_are_never_swapped_and_sides_that_are_unknown_are_said_to_be():
     unknown = plan_experiment(describe(), knees())
     sided = plan_experiment(describe(), knees(sides={"L": 12, "R": 25, "unknown": 3}))

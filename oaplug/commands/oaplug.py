@@ -19,6 +19,7 @@ VERBS = {
     "plan_experiment": "decide geometry, training and augmentation",
     "preprocess": "bring every case into a plan's geometry",
     "plan_and_preprocess": "the three before in one go",
+    "plot_augmentation": "a picture of augmented cases, to look at before training",
     "train": "train folds of a model",
     "predict": "predict raw images with a trained model",
     "predict_from_modelfolder": "the same with a model folder from anywhere",

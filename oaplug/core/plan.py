@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PLAN_SCHEMA = 2
 DEFAULT_PLANS = "oaplugPlans"
+LARGEST_ELASTIC_FRACTION = 0.4
+"""Of the control spacing: spline coefficients up to it make no folds (Choi and Lee 2000)."""
 Normalization = Literal["zscore", "zscore_nonzero", "rescale_0_1", "none"]
 
 
@@ -89,7 +91,11 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """Random changes of training volumes: ranges, and the probability of each for one case."""
+    """Random changes of training volumes: ranges, and the probability of each for one case.
+
+    The keys from `keep_statistics` on came later: their defaults leave the part out, so that a plan or a
+    run of an older version stays what it was. The planner switches them on.
+    """
 
     backend: Literal["native", "batchgeneratorsv2", "none"] = "native"
     rotation_degrees: tuple[float, float, float] = (10.0, 10.0, 10.0)
@@ -107,6 +113,42 @@ class AugmentationSettings:
     contrast_probability: float = 0.15
     gamma_range: tuple[float, float] = (0.7, 1.5)
     gamma_probability: float = 0.15
+    keep_statistics: bool = False
+    inverted_gamma_probability: float = 0.0
+    blur_sigma_voxels: tuple[float, float] = (0.5, 1.0)
+    blur_probability: float = 0.0
+    low_resolution_zoom: tuple[float, float] = (0.7, 1.0)
+    low_resolution_probability: float = 0.0
+    bias_field_coefficient: float = 0.2
+    bias_field_probability: float = 0.0
+    elastic_displacement_voxels: float = 4.0
+    elastic_spacing_voxels: float = 32.0
+    elastic_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.endswith("_probability") and not 0 <= value <= 1:
+                raise PlanError(f"{name} must be from 0 to 1, got {value}")
+        for name in ("scale_range", "brightness_range", "contrast_range", "gamma_range"):
+            if min(getattr(self, name)) <= 0:
+                raise PlanError(f"{name} must be of positive factors, got {getattr(self, name)}")
+        low, high = self.blur_sigma_voxels
+        if not 0 <= low <= high:
+            raise PlanError(f"blur_sigma_voxels must rise from 0 or more, got {self.blur_sigma_voxels}")
+        low, high = self.low_resolution_zoom
+        if not 0 < low <= high <= 1:
+            raise PlanError(
+                f"low_resolution_zoom must rise from above 0 to at most 1, got {self.low_resolution_zoom}"
+            )
+        if self.bias_field_coefficient < 0:
+            raise PlanError(f"bias_field_coefficient must not be negative, got {self.bias_field_coefficient}")
+        largest = LARGEST_ELASTIC_FRACTION * self.elastic_spacing_voxels
+        if self.elastic_spacing_voxels < 1 or not 0 <= self.elastic_displacement_voxels <= largest:
+            raise PlanError(
+                f"elastic_displacement_voxels must be at most {LARGEST_ELASTIC_FRACTION} of "
+                "elastic_spacing_voxels (1 or more), beyond which a volume may fold: got "
+                f"{self.elastic_displacement_voxels} and {self.elastic_spacing_voxels}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from oaplug.core.batch import Batch
 from oaplug.core.errors import DatasetError
 from oaplug.core.seeds import random_generator
 from oaplug.feed.augment.apply import apply_draws
-from oaplug.feed.augment.draw import draw_augmentation
+from oaplug.feed.augment.draw import check_mirroring, draw_augmentation
 from oaplug.feed.memory import available_memory_bytes
 from oaplug.prepare.store import read_array
 
@@ -76,7 +76,8 @@ class LoadedBatch:
 class BatchSource:
     """Gives the batches of an epoch.
 
-    `class_weights` maps a target to a weight per grade index; cases take the weight of their grade.
+    `class_weights` maps a target to a weight per grade index; cases take the weight of their grade. Raises
+    PlanError where augmentation would swap medial and lateral of cases that have a side.
     """
 
     cases: Sequence[Case]
@@ -92,6 +93,10 @@ class BatchSource:
     readers: int = 1
     rank: int = 0
     world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.augmentation is not None:
+            check_mirroring(self.augmentation, self.cases)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -183,7 +188,8 @@ class BatchSource:
             return volume
         purposes: list[tuple[int | str, ...]] = [(self.fold, epoch, case.case_id) for case in cases]
         if settings.backend == "native":
-            return apply_draws(volume, [draw_augmentation(settings, self.seed, *p) for p in purposes])
+            draws = [draw_augmentation(settings, self.seed, *purpose) for purpose in purposes]
+            return apply_draws(volume, draws, in_place=True)
         from oaplug.feed.augment.batchgenerators import build_transforms, transform_case
 
         transforms: Any = build_transforms(settings, size=volume.shape[2:])

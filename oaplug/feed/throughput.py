@@ -52,13 +52,14 @@ def measure_feed(
     configuration: str,
     *,
     device: torch.device,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> FeedThroughput:
-    """Measure on `device` with a plan's batch size, readers and augmentation, `seconds` for each stage.
+    """Measure on `device` with a plan's batch size, readers and augmentation, `seconds` (default: SECONDS) for each stage.
 
     Files that were read lately come from the system's cache. Raises DatasetError where a case was not
     preprocessed or is damaged.
     """
+    seconds = SECONDS if seconds is None else seconds
     identifier = plan.configuration(configuration).data_identifier
     chosen = list(cases)[:MOST_CASES]
     kept = VolumeStore(data, identifier)

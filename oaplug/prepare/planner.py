@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 FULLRES, LOWRES = "3d_fullres", "3d_lowres"
 BATCH_SIZES = ((100_000, 16), (LOWRES_VOXELS, 8), (4 * LOWRES_VOXELS, 4))
 """Batch size up to a number of voxels; 2 beyond."""
+_AUGMENTATION = AugmentationSettings(
+    mirror_axes=(),
+    keep_statistics=True,
+    inverted_gamma_probability=0.1,
+    blur_probability=0.1,
+    low_resolution_probability=0.125,
+    bias_field_probability=0.15,
+)
 
 
 def plan_experiment(
@@ -74,7 +82,7 @@ def plan_experiment(
         plans_name=plans_name,
         configurations=configurations,
         training=training,
-        augmentation=AugmentationSettings(mirror_axes=()),
+        augmentation=_AUGMENTATION,
         reasons=reasons | training_reasons | _augmentation_reasons(),
     )
 
@@ -234,6 +242,15 @@ def _augmentation_reasons() -> dict[str, str]:
         "scale_range": "people differ in size by about a tenth; set scale_probability to 0 where size itself "
         "is what is graded",
         "shift_fraction": "small: images are centred on their content",
+        "keep_statistics": "as in nnU-Net: brightness and contrast have parts of their own",
+        "blur_probability": "nnU-Net's for one channel; sharpness differs between scanners and protocols",
+        "low_resolution_probability": "nnU-Net's for one channel; resolution differs between protocols",
+        "low_resolution_zoom": "not down to 0.5 as in nnU-Net: a joint space of two voxels would be gone",
+        "inverted_gamma_probability": "nnU-Net's",
+        "bias_field_coefficient": "moderate: about 20 % at the faces and 60 % in the corners of a volume",
+        "bias_field_probability": "surface coils see what is near better; N4 leaves some of it",
+        "elastic_probability": "0: deformation changes the thickness of cartilage and the width of the "
+        "joint space, which is what is graded; so does scaling, by at most scale_range",
         "noise_std": "in units of an image's standard deviation, because it comes after normalisation",
     }
     return {f"augmentation.{key}": reason for key, reason in reasons.items()}

@@ -59,7 +59,44 @@ def build_transforms(settings: AugmentationSettings, *, size: Sequence[int]) -> 
             settings.noise_probability,
         ),
     ]
+    chances += _later_parts(settings)
     return ComposeTransforms(parts + [RandomTransform(t, apply_probability=p) for t, p in chances])
+
+
+def _later_parts(settings: AugmentationSettings) -> list[tuple[Any, float]]:
+    """Blur, low resolution and inverted gamma, where they can happen: else nothing is drawn for them."""
+    from batchgeneratorsv2.transforms.intensity.contrast import BGContrast
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+
+    parts = [
+        (
+            GaussianBlurTransform(settings.blur_sigma_voxels, synchronize_channels=False, p_per_channel=1),
+            settings.blur_probability,
+        ),
+        (
+            SimulateLowResolutionTransform(
+                settings.low_resolution_zoom,
+                synchronize_channels=False,
+                synchronize_axes=True,
+                ignore_axes=None,
+                p_per_channel=1,
+            ),
+            settings.low_resolution_probability,
+        ),
+        (
+            GammaTransform(
+                BGContrast(settings.gamma_range),
+                p_invert_image=1,
+                synchronize_channels=False,
+                p_per_channel=1,
+                p_retain_stats=1,
+            ),
+            settings.inverted_gamma_probability,
+        ),
+    ]
+    return [(transform, probability) for transform, probability in parts if probability > 0]
 
 
 def _spatial(settings: AugmentationSettings, *, size: Sequence[int]) -> Any:
