@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -92,6 +93,45 @@ def test_a_series_becomes_the_volume_that_was_written(conversion, compressor, or
     np.testing.assert_allclose(np.reshape(found.GetDirection(), (3, 3)), expected, atol=1e-5)
     np.testing.assert_allclose(found.GetSpacing(), (0.5, 0.75, STEP_MM), rtol=1e-6)
     np.testing.assert_allclose(found.GetOrigin(), (10, -20, 30), atol=1e-4)
+
+
+def run_lengths(plane):
+    """The planes of bytes of a plane (rows,columns) of 16 bits as DICOM's RLE has them: runs of literals."""
+    stored = plane.astype("<i2").view(np.uint8).reshape(-1, 2)
+    segments = []
+    for byte in (1, 0):
+        values = stored[:, byte].tobytes()
+        runs = [values[at : at + 128] for at in range(0, len(values), 128)]
+        segment = b"".join(bytes([len(run) - 1]) + run for run in runs)
+        segments.append(segment + b"\0" * (len(segment) % 2))
+    header = struct.pack("<16I", 2, 64, 64 + len(segments[0]), *[0] * 13)
+    return header + b"".join(segments)
+
+
+def pack_in_runs(path, plane):
+    """Replace the voxels of a compressed file by RLE."""
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00O")
+    runs = run_lengths(plane)
+    items = struct.pack("<HHIHHI", 0xFFFE, 0xE000, 0, 0xFFFE, 0xE000, len(runs)) + runs
+    packed = content[: at + 8] + b"\xff" * 4 + items + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    syntax = content.index(b"\x02\x00\x10\x00UI")
+    (length,) = struct.unpack_from("<H", packed, syntax + 6)
+    name = b"1.2.840.10008.1.2.5\0"
+    changed = packed[: syntax + 6] + struct.pack("<H", len(name)) + name + packed[syntax + 8 + length :]
+    group = changed.index(b"\x02\x00\x00\x00UL") + 8
+    (size,) = struct.unpack_from("<I", changed, group)
+    path.write_bytes(changed[:group] + struct.pack("<I", size + len(name) - length) + changed[group + 4 :])
+
+
+def test_a_series_of_run_lengths_becomes_the_volume_that_was_written(conversion):
+    voxels = planes(3, rows=24, columns=20)
+    paths = save_series(conversion.source / "a", voxels, uid="1.2.5", compressor="JPEG2000")
+    for path, plane in zip(paths, voxels, strict=True):
+        pack_in_runs(path, plane)
+    conversion.table("a")
+    found = sitk.ReadImage(only_image(conversion.run()))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), voxels)
 
 
 def test_slices_are_put_in_the_order_of_their_places_whatever_files_are_called(conversion):

@@ -7,10 +7,12 @@ import json
 import shutil
 
 import pytest
+from conftest import Project
+from converter_sources import knee, write_hub
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from oaplug.commands import analyze, evaluate, predict
+from oaplug.commands import analyze, convert, evaluate, predict
 from oaplug.testing.toy import write_toy_dataset
 from oaplug.train.trainer import Trainer
 
@@ -376,3 +378,20 @@ def test_training_learns_what_can_be_learnt(tmp_path, trained_project):
     metrics = json_of(model / "predictions" / "imagesTs" / "summary.json")["metrics"]
     assert metrics["oa.auc"] > 0.9
     assert metrics["kl.qwk"] > 0.7
+
+
+def test_three_commands_lead_from_a_download_of_oaizib_cm_to_a_trained_fold(tmp_path):
+    train, test = [knee(n) for n in range(1, 21)], [knee(n) for n in range(21, 24)]
+    source = write_hub(tmp_path / "hub", train, test, zipped=True)
+    project = Project(tmp_path / "project")
+    assert convert.main(["oaizib_cm", str(source), "-d", "360", "--raw", str(project.raw)]) == 0
+    assert project.prepare(360) == 0
+    assert project.train(360) == 0
+    fold = project.model("Dataset360_oaizib_cm", "resnet3d-single_kl") / "fold_0"
+    assert (fold / "checkpoint_final.safetensors").is_file()
+    splits = json_of(project.preprocessed / "Dataset360_oaizib_cm" / "splits_final.json")
+    kl = {f"oaizib_{row['CMT-ID']}": str(row["KLGrade"]) for row in train}
+    rows = table_of(fold / "validation")
+    assert {row["case_id"] for row in rows} == set(splits[0]["val"]) <= kl.keys()
+    assert all(row["kl_true"] == kl[row["case_id"]] for row in rows)
+    assert all(row["oa_true"] == str(int(int(row["kl_true"]) >= 2)) for row in rows)

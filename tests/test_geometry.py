@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import nibabel
 import numpy as np
 import pytest
@@ -100,6 +103,16 @@ def test_canonical_axes_leave_every_voxel_at_its_place(volume):
     assert_allclose(after, before, atol=POSITION_TOLERANCE_MM)
 
 
+@given(affines(), sizes(), seeds)
+def test_canonical_axes_keep_every_label_of_a_mask_at_its_place(affine, size, seed):
+    labels = np.random.default_rng(seed).integers(0, 6, size=(1, *size)).astype(np.int16)
+    moved, canonical = to_canonical(labels, affine)
+    assert moved.dtype == np.int16
+    assert_array_equal(np.bincount(moved.ravel()), np.bincount(labels.ravel()))
+    before, after = voxels_by_place(labels, affine), voxels_by_place(moved, canonical)
+    assert_allclose(after, before, atol=POSITION_TOLERANCE_MM)
+
+
 @given(volumes())
 def test_mirroring_a_left_knee_leaves_every_voxel_at_its_place(volume):
     mirrored = mirror_side(volume, side="L")
@@ -169,6 +182,9 @@ def test_padding_and_cropping_leave_every_voxel_at_its_place(volume, size, data)
     assert inside.any()
     assert set(framed.data[1][~inside]) <= {-998.0}
     assert set(framed.data[2][~inside]) <= {-997.0}
+    old = places_mm(size, np.linalg.inv(volume.affine) @ framed.affine)
+    limits = zip(old, volume.data.shape[1:], strict=True)
+    assert_array_equal(inside, np.logical_and.reduce([(o > -0.5) & (o < n - 0.5) for o, n in limits]))
     expected = places_mm(size, framed.affine)
     assert_allclose(framed.data[:, inside], expected[:, inside], atol=POSITION_TOLERANCE_MM)
     middle = nibabel.affines.apply_affine(framed.affine, (np.array(size) - 1) / 2)
@@ -313,22 +329,59 @@ def test_stretching_keeps_the_corners_of_the_extent(volume, size):
         assert_allclose(places[1], places[0], atol=POSITION_TOLERANCE_MM)
 
 
+def moved_onto(volume, image_affine, image_shape):
+    """The affine of an image whose middle lies within 3 mm of that of the volume."""
+    old_middle, new_middle = ((np.array(shape) - 1) / 2 for shape in (volume.data.shape[1:], image_shape))
+    off_middle = np.random.default_rng(image_shape).uniform(-3, 3, size=3)
+    moved = image_affine.copy()
+    moved[:3, 3] = nibabel.affines.apply_affine(volume.affine, old_middle) + off_middle
+    moved[:3, 3] -= image_affine[:3, :3] @ new_middle
+    return moved
+
+
 @settings(max_examples=40)
 @given(volumes(size=sizes(8, 16)), affines(reorder=False), sizes(6, 20))
 def test_a_map_comes_back_to_the_place_it_was_made_at(volume, image_affine, image_shape):
-    """A map of millimetres shows each image voxel its own place within the map, and zero outside of it."""
+    """A map of millimetres shows each image voxel its own place within the map, and zero outside of it.
+
+    Within the outer half of the map's outer voxels the place of the nearest middles is shown.
+    """
+    image_affine = moved_onto(volume, image_affine, image_shape)
     to_map = np.linalg.inv(volume.affine) @ image_affine
     places = places_mm(image_shape, to_map)
     last = np.array(volume.data.shape[1:]).reshape(3, 1, 1, 1) - 1
     outside = ((places < -0.5 - 1e-6) | (places > last + 0.5 + 1e-6)).any(axis=0)
-    between = ((places >= 0) & (places <= last)).all(axis=0)
-    for shown, expected in zip(ramp(volume).data, places_mm(image_shape, image_affine), strict=True):
+    inside = ((places > -0.5 + 1e-6) & (places < last + 0.5 - 1e-6)).all(axis=0)
+    nearest = np.moveaxis(np.clip(places, 0, last), 0, -1)
+    nearest_mm = np.moveaxis(nibabel.affines.apply_affine(volume.affine, nearest), -1, 0)
+    for shown, expected in zip(ramp(volume).data, nearest_mm, strict=True):
         back = back_to_image(
             shown, prepared_affine=volume.affine, image_shape=image_shape, image_affine=image_affine
         )
         assert back.shape == image_shape
-        assert_allclose(back[between], expected[between], atol=POSITION_TOLERANCE_MM)
+        assert_allclose(back[inside], expected[inside], atol=POSITION_TOLERANCE_MM)
         assert not back[outside].any()
+
+
+@settings(max_examples=60)
+@given(volumes(size=sizes(4, 12)), affines(), sizes(4, 16), st.booleans())
+def test_a_map_comes_back_as_by_simpleitk_between_any_two_grids(volume, image_affine, image_shape, parallel):
+    """Grids at any angle, and those that preprocessing makes, whose axes are parallel."""
+    if parallel:
+        image_affine[:3, :3] = volume.affine[:3, :3] / volume.spacing_mm * spacing_of(image_affine)
+    image_affine = moved_onto(volume, image_affine, image_shape)
+    grid = to_sitk(np.zeros(image_shape, np.float32), image_affine)
+    places = places_mm(image_shape, np.linalg.inv(volume.affine) @ image_affine)
+    limits = zip(places, volume.data.shape[1:], strict=True)
+    between = np.logical_and.reduce([(place > 1e-3) & (place < n - 1 - 1e-3) for place, n in limits])
+    assume(between.any())
+    shown = volume.data[0]
+    expected = sitk.Resample(to_sitk(shown, volume.affine), grid, sitk.Transform(), sitk.sitkLinear)
+    expected = sitk.GetArrayFromImage(expected).transpose(2, 1, 0)
+    back = back_to_image(
+        shown, prepared_affine=volume.affine, image_shape=image_shape, image_affine=image_affine
+    )
+    assert_allclose(back[between], expected[between], atol=2e-3)
 
 
 @given(volumes())
@@ -338,3 +391,21 @@ def test_a_map_made_on_the_image_itself_comes_back_unchanged(volume):
         volume.data[0], prepared_affine=volume.affine, image_shape=shape, image_affine=volume.affine
     )
     assert_allclose(back, volume.data[0], rtol=1e-5)
+
+
+def test_preparing_a_volume_needs_no_torch():
+    """Every worker process would import it: a second of processor time and the memory of a volume."""
+    script = """
+import sys
+import numpy as np
+from oaplug.core.plan import Configuration
+from oaplug.core.volume import Volume
+from oaplug.prepare.preprocess_dataset import preprocess_dataset
+from oaplug.prepare.preprocess import prepare_volume
+volume = Volume(data=np.ones((1, 9, 8, 7), np.float32), spacing_mm=(1, 1, 1), affine=np.eye(4))
+grid = Configuration(data_identifier="x", spacing_mm=(2, 2, 2), size_voxels=(5, 4, 3))
+assert prepare_volume(volume, grid, side="L").data.shape == (1, 5, 4, 3)
+print(sorted({"torch", "sklearn", "pandas", "matplotlib"} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

@@ -65,6 +65,36 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def make_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def forget_the_orientation(path):
+    image = nibabel.load(path)
+    data = image.get_fdata().astype(np.int16)
+    image = nibabel.Nifti1Image(data, None)
+    nibabel.save(image, path)
+
+
+def shear(path):
+    sheared = AFFINE.copy()
+    sheared[0, 1] = AFFINE[1, 1] / 5
+    save(path, nibabel.load(path).get_fdata().astype(np.int16), sheared)
+
+
+def move_by_a_voxel(path):
+    moved = AFFINE.copy()
+    moved[2, 3] = AFFINE[2, 2]
+    save(path, nibabel.load(path).get_fdata().astype(np.int16), moved)
+
+
 def reshape(path):
     save(path, image(50, (7, 8, 10)))
 
@@ -114,9 +144,15 @@ FIRST, SECOND, MASK = "imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz", "label
     ("file", "spoil", "kind", "words"),
     [
         (SECOND, remove, "missing file", ["does not exist", "add it"]),
-        (FIRST, damage, "unreadable file", ["cannot be read", "copy or export it again"]),
-        (MASK, damage, "unreadable file", ["cannot be read", "copy or export it again"]),
-        (FIRST, write_colours, "unusable image", ["expected one value per voxel, got 3"]),
+        (FIRST, damage, "cut short", ["end-of-stream", "copy it again"]),
+        (MASK, damage, "cut short", ["end-of-stream", "copy it again"]),
+        (MASK, flip_a_byte, "unreadable file", ["cannot be read", "copy or export it again"]),
+        (FIRST, write_colours, "several values per voxel", ["expected one value per voxel, got 3"]),
+        (SECOND, make_a_folder, "DICOM", ["is a folder", "`oaplug_convert dicom`"]),
+        (MASK, forget_the_orientation, "no orientation", ["qform_code", "set a code to 1"]),
+        (FIRST, shear, "sheared axes", ["11.3 degrees", "resample"]),
+        (MASK, shear, "sheared axes", ["11.3 degrees", "resample"]),
+        (MASK, move_by_a_voxel, "grid mismatch", ["origin", "(1 voxels off)", "b_0000.nii.gz"]),
         (SECOND, reshape, "grid mismatch", ["(7, 8, 10)", "(7, 8, 9)", "b_0000.nii.gz", "resample"]),
         (SECOND, change_the_spacing, "grid mismatch", ["spacing", "0.6", "0.5", "b_0000.nii.gz"]),
         (SECOND, move_the_origin, "grid mismatch", ["origin", "1.0", "b_0000.nii.gz"]),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 
 import nibabel
@@ -21,11 +19,11 @@ from oaplug.core.dataset import DatasetDescription, open_dataset
 from oaplug.core.errors import DatasetError, OaplugError, PlanError
 from oaplug.core.plan import Configuration, Plan
 from oaplug.core.volume import Volume
+from oaplug.prepare import case_state
 from oaplug.prepare import preprocess_dataset as batch
 from oaplug.prepare.geometry import back_to_image, spacing_of
 from oaplug.prepare.normalize import correct_bias, normalize
-from oaplug.prepare.pool import for_each_case
-from oaplug.prepare.preprocess import prepare_volume
+from oaplug.prepare.preprocess import PREPROCESSING_REVISION, prepare_volume
 from oaplug.prepare.preprocess_dataset import preprocess_dataset
 from oaplug.prepare.store import array_path, read_array, read_record, record_path, write_array
 
@@ -248,7 +246,7 @@ def test_every_case_is_written_as_its_prepared_volume_with_a_record(raw):
     assert record.original_shape == volume.data.shape
     assert_allclose(record.affine, expected.affine, atol=1e-4)
     assert_allclose(record.original_affine, volume.affine, atol=1e-4)
-    assert json.loads(record_path(place, "b").read_text())["schema"] == 1
+    assert json.loads(record_path(place, "b").read_text())["schema"] == 2
 
 
 def times(raw):
@@ -281,6 +279,12 @@ def remove_a_record(raw, out):
     record_path(out, "b").unlink()
 
 
+def damage_an_array(raw, out):
+    content = bytearray(array_path(out, "b").read_bytes())
+    content[len(content) // 2] ^= 1
+    array_path(out, "b").write_bytes(content)
+
+
 def damage_a_record(raw, out):
     record_path(out, "b").write_text("{")
 
@@ -296,6 +300,7 @@ def write_a_record_of_other_code(raw, out):
         change_an_image,
         change_a_side,
         remove_an_array,
+        damage_an_array,
         remove_a_record,
         damage_a_record,
         write_a_record_of_other_code,
@@ -317,13 +322,46 @@ def test_a_changed_configuration_makes_every_case_anew(raw):
 
 def test_newer_code_makes_every_case_anew(raw, monkeypatch):
     run(raw)
-    monkeypatch.setattr(batch, "PREPROCESSING_REVISION", batch.PREPROCESSING_REVISION + 1)
+    for module in (batch, case_state):
+        monkeypatch.setattr(module, "PREPROCESSING_REVISION", PREPROCESSING_REVISION + 1)
     assert run(raw).done == tuple(SIDES)
+
+
+VOXELS = {
+    1: {
+        "pad_crop": [0.0179, 0.9235, -0.4055, 0.6348, 0.7234],
+        "stretch": [0.0, 1.0, -0.5285, 0.5775, 1.1345],
+        "coarse": [-1.9742, 0.9391, -2.3415, 0.8385, -2.3415],
+    }
+}
+"""By PREPROCESSING_REVISION: mean, standard deviation and three voxels of a volume prepared in three ways."""
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("pad_crop", {}), ("stretch", {"fit": "stretch"}), ("coarse", {"spacing_mm": (2.5, 2.5, 2.5)})],
+)
+def test_code_that_gives_other_voxels_has_a_revision_of_its_own(name, change):
+    """Where this fails, raise PREPROCESSING_REVISION and add the voxels; else old arrays count as current."""
+    d, h, w = np.indices((30, 40, 36))
+    data = 200 + 100 * np.sin(d / 4) * np.cos(h / 6) + 50 * np.sin(w / 3 + 1)
+    data[:4] = data[:, :, -6:] = 0
+    affine = np.array([[0.8, 0.05, 0, -9], [-0.05, 0.6, 0.04, 4], [0, -0.04, 0.7, 12], [0, 0, 0, 1]])
+    volume = Volume(data=data[None].astype(np.float32), spacing_mm=spacing_of(affine), affine=affine)
+    configuration = replace(LOWRES, normalization=("zscore",), **change)
+    (voxels,) = prepare_volume(volume, configuration, side="L").data
+    found = [voxels.mean(), voxels.std(), voxels[2, 3, 4], voxels[6, 10, 8], voxels[9, 15, 12]]
+    assert_allclose(found, VOXELS[PREPROCESSING_REVISION][name], atol=1e-3)
 
 
 def test_an_interruption_between_array_and_record_is_made_good(raw, monkeypatch):
     """The old record must not vouch for an array that another configuration made."""
     run(raw)
+    for path in (raw.parent / "out" / "lowres").glob("*.json"):  # as earlier versions wrote it
+        content = json.loads(path.read_text())
+        del content["array_crc32"]
+        path.write_text(json.dumps(content | {"schema": 1}))
+    assert run(raw).skipped == tuple(SIDES)
     other = plan_of(lowres=replace(LOWRES, anti_aliasing=False))
 
     def stop(*_):
@@ -420,21 +458,6 @@ def test_several_processes_give_the_bytes_of_one(raw):
     assert report.done == tuple(SIDES)
     assert {path.name: path.read_bytes() for path in place.glob("*.b2nd")} == expected
     assert [call[:2] for call in calls] == [(number, 5) for number in range(1, 6)]
-
-
-def die(task):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_named_with_the_cases_it_left():
-    with pytest.raises(OaplugError, match=r"killed.*not finished: a, b; .*-np 1"):
-        for_each_case(die, {"a": 1, "b": 2}, processes=2)
-
-
-def test_no_processes_are_refused():
-    with pytest.raises(OaplugError, match="at least 1, got 0"):
-        for_each_case(die, {"a": 1}, processes=0)
 
 
 def test_an_array_is_read_as_it_was_written_in_float16(tmp_path):

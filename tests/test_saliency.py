@@ -417,7 +417,7 @@ def test_a_map_takes_over_the_header_of_its_image(tmp_path, order, name):
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_a_map_of_an_image_in_another_format_lies_where_the_image_does(tmp_path, ending):
-    image = sitk.GetImageFromArray(np.zeros((5, 6, 7), np.int16))
+    image = sitk.GetImageFromArray(np.arange(210, dtype=np.int16).reshape(5, 6, 7))
     image.SetSpacing((0.5, 0.7, 1.1))
     image.SetOrigin((3.0, -2.0, 1.0))
     image.SetDirection(TILTED.ravel().tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import re
 import shutil
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -286,6 +287,20 @@ CASES = {
     "size of nothing": Case("plan_and_preprocess", prepare(903, "--size", "0", "4", "4"), ("positive",)),
     "part that is not there": Case(
         "preprocess", prepare(901, "-num_parts", 2, "-part_id", 2), ("part", "0 to 1")
+    ),
+    "preprocessing that is not complete": Case(
+        "preprocess",
+        prepare(901, "--finalize", "-num_parts", 2),
+        ("2 of 24 cases of -part_id 1", "not finished", "without --finalize"),
+        lambda p: [next(p.preprocessed.glob(f"{TOY}/oaplug*_3d_*/toy_00{n}.json")).unlink() for n in (1, 3)],
+    ),
+    "folder that is none": Case(
+        "preprocess",
+        prepare(901),
+        ("data_identifier '../away'", "choose another"),
+        in_plan(
+            lambda text: re.sub(r'"data_identifier": "oaplugPlans_\w+"', '"data_identifier": "../away"', text)
+        ),
     ),
     "no processes": Case(
         "extract_fingerprint", lambda p: [*plan_arguments(p, 901), "-np", "0"], ("at least 1",)

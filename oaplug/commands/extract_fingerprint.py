@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from oaplug.commands.prepare_steps import add_dataset, extract, verify
+from oaplug.commands.prepare_steps import add_dataset, add_skipping, extract, verify
 from oaplug.commands.shell import Parser, run_command
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="oaplug_extract_fingerprint", description=__doc__)
     add_dataset(parser)
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check every file first")
+    add_skipping(parser)
     return run_command(parser, _work, arguments)
 
 

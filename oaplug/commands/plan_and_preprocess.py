@@ -8,12 +8,12 @@ from oaplug.commands.prepare_steps import (
     add_dataset,
     add_planning,
     add_preprocessing,
+    add_skipping,
     extract,
     plan,
-    preprocess,
-    say_next,
     verify,
 )
+from oaplug.commands.preprocess_steps import preprocess, say_next
 from oaplug.commands.shell import Parser, run_command
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check every file first")
     add_planning(parser)
     add_preprocessing(parser)
+    add_skipping(parser)
     return run_command(parser, _work, arguments)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from oaplug.commands.problems import print_problems, refuse
 from oaplug.commands.shell import Progress, add_places, default_processes, places, triple
 from oaplug.core.errors import DatasetError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from oaplug.core.case import Case, Problem
     from oaplug.core.dataset import Dataset
     from oaplug.prepare.folder import PreprocessedFolder
 
@@ -47,6 +50,15 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-part_id", type=int, default=0, metavar="I", help="this machine's share, from 0")
 
 
+def add_skipping(parser: argparse.ArgumentParser) -> None:
+    """What to do about cases that cannot be used."""
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="put cases that cannot be used into quarantine and go on without them",
+    )
+
+
 def locate(arguments: argparse.Namespace) -> tuple[Dataset, PreprocessedFolder]:
     """The raw dataset and its preprocessed folder."""
     from oaplug.core.dataset import open_dataset
@@ -61,45 +73,60 @@ def verify(arguments: argparse.Namespace) -> None:
     """Check every file of the dataset; raises DatasetError after printing a table of all problems."""
     from oaplug.core.dataset import read_dataset
     from oaplug.core.paths import find_dataset
-    from oaplug.prepare.integrity import problem_rows, verify_dataset
+    from oaplug.prepare.integrity import verify_dataset
 
     dataset = read_dataset(find_dataset(places(arguments).raw, arguments.dataset))
     with Progress("verifying") as progress:
         problems = verify_dataset(dataset, processes=arguments.np, progress=progress)
     if problems:
-        _print_table(problem_rows(problems))
+        print_problems(problems)
         raise DatasetError(
             f"{dataset.folder.name} has {len(problems)} problems (table above); mend them and run again"
         )
     print(f"{dataset.folder.name}: {len(dataset.cases)} cases, no problems found")
 
 
-def _print_table(rows: list[tuple[str, str, str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("problem", "case", "file", "what is wrong", show_lines=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if _is_terminal() else 200, markup=False).print(table)
-
-
-def _is_terminal() -> bool:
-    import sys
-
-    return sys.stdout.isatty()
-
-
 def extract(arguments: argparse.Namespace) -> Path:
-    """Measure the training cases; gives the fingerprint's path."""
-    from oaplug.prepare.fingerprint import extract_fingerprint, write_fingerprint
+    """Measure the training cases; gives the fingerprint's path.
+
+    Cases that cannot be measured go to quarantine with --skip-bad; else raises DatasetError after printing a
+    table of them and of the test cases that cannot be read.
+    """
+    from oaplug.prepare.fingerprint import measure_dataset, summarize, write_fingerprint
     from oaplug.prepare.folder import FINGERPRINT_FILE
 
     dataset, data = locate(arguments)
     with Progress("fingerprint") as progress:
-        fingerprint = extract_fingerprint(dataset, processes=arguments.np, progress=progress)
+        measured = measure_dataset(dataset, processes=arguments.np, progress=progress)
+    if measured.problems and not arguments.skip_bad:
+        unreadable = _unreadable(dataset.of_split("test"), arguments)
+        refuse([*measured.problems.values(), *unreadable], "cannot be used")
+    fingerprint = summarize(dataset, measured.results)
     data.publish(dataset)
+    _quarantine(dataset, data, measured.problems)
     return write_fingerprint(data.folder / FINGERPRINT_FILE, fingerprint)
+
+
+def _unreadable(cases: Sequence[Case], arguments: argparse.Namespace) -> list[Problem]:
+    """Problems of cases that were not looked at yet, so that one table has all."""
+    from oaplug.prepare.preprocess_dataset import find_unreadable
+
+    with Progress("test cases") as progress:
+        return find_unreadable(cases, processes=arguments.np, progress=progress)
+
+
+def _quarantine(dataset: Dataset, data: PreprocessedFolder, problems: Mapping[str, Problem]) -> None:
+    """Make the training cases that could not be measured all that the fingerprint has in quarantine."""
+    from oaplug.prepare.case_state import mark_of_fingerprint
+    from oaplug.prepare.quarantine import FINGERPRINT_STEP, mark_path, replace_marks
+
+    cases = {case.case_id: case for case in dataset.cases}
+    marks = [mark_of_fingerprint(cases[case_id], problem) for case_id, problem in problems.items()]
+    replace_marks(data.folder, FINGERPRINT_STEP, marks)
+    if marks:
+        print_problems(list(problems.values()))
+        folder = mark_path(data.folder, FINGERPRINT_STEP, "").parent
+        print(f"{len(marks)} training cases are in quarantine and do not count (list: {folder})")
 
 
 def plan(arguments: argparse.Namespace) -> Path:
@@ -142,40 +169,3 @@ def _size_multiple(backbone: str) -> tuple[str, tuple[int, int, int]]:
 
     spec = registry().spec(BackboneSpec, backbone)
     return spec.name, spec.size_multiple(parse_options(spec, {}))
-
-
-def preprocess(arguments: argparse.Namespace) -> Path:
-    """Make what is missing or changed of every case, and freeze the splits; gives the folder."""
-    from oaplug.prepare.preprocess_dataset import preprocess_dataset
-    from oaplug.prepare.splits import labelled_training_cases, read_or_make_splits
-
-    dataset, data = locate(arguments)
-    the_plan = data.plan(arguments.plans)
-    data.publish(dataset)
-    if labelled_training_cases(dataset.cases):
-        try:
-            read_or_make_splits(data.splits_path, dataset.cases, dataset.description.targets)
-        except DatasetError as failure:
-            print(f"no folds: {failure}")
-    with Progress("preprocessing") as progress:
-        report = preprocess_dataset(
-            dataset,
-            the_plan,
-            arguments.configurations,
-            data.folder,
-            processes=arguments.np,
-            part=(arguments.part_id, arguments.num_parts),
-            progress=progress,
-        )
-    print(f"preprocessed {len(report.done)} cases, {len(report.skipped)} were up to date")
-    report.raise_for_problems()
-    return data.folder
-
-
-def say_next(folder: Path, arguments: argparse.Namespace) -> None:
-    """Where the result lies and what to run next."""
-    print(f"result: {folder}")
-    words = [f"oaplug_train {arguments.dataset} {arguments.configurations[0]} 0"]
-    words += [f"-b {getattr(arguments, 'backbone', None) or 'resnet3d'} --head single"]
-    words += [f"--plans {arguments.plans}"] if arguments.plans != "oaplugPlans" else []
-    print(f"next:   {' '.join(words)}")

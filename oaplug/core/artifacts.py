@@ -55,15 +55,31 @@ def atomic_link(source: Path, path: Path) -> bool:
     return True
 
 
-def remove_unfinished(folder: Path) -> list[Path]:
+def remove_unfinished(folder: Path, *, older_than_s: float | None = None) -> list[Path]:
     """Remove what killed processes left half written in `folder` and below; gives what it was.
 
-    Only for a folder that no other process writes into.
+    Only for a folder that no other process writes into, or with an age that no write reaches: by the clock
+    of the file system, which other machines share.
     """
-    left = [path for path in folder.rglob(f"{_UNFINISHED}*") if path.is_file()]
+    until_s = float("inf") if older_than_s is None else _file_system_time_s(folder) - older_than_s
+    left = [path for path in folder.rglob(f"{_UNFINISHED}*") if _was_written_before(path, until_s)]
     for path in left:
         path.unlink(missing_ok=True)
     return left
+
+
+def _file_system_time_s(folder: Path) -> float:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=_UNFINISHED) as file:
+        file.write(b"now")
+        file.flush()
+        return os.fstat(file.fileno()).st_mtime
+
+
+def _was_written_before(path: Path, time_s: float) -> bool:
+    try:
+        return path.is_file() and path.stat().st_mtime <= time_s
+    except FileNotFoundError:  # finished meanwhile
+        return False
 
 
 def _flush(path: Path) -> None:

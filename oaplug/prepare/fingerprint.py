@@ -13,7 +13,7 @@ from oaplug.core.errors import DatasetError
 from oaplug.core.settings import from_mapping, to_mapping
 from oaplug.core.target import MISSING, grade_names
 from oaplug.prepare.geometry import nonzero_box
-from oaplug.prepare.pool import for_each_case
+from oaplug.prepare.pool import for_each_case, in_one_line
 from oaplug.prepare.reading import Grid, check_same_grid, read_image, read_mask
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from oaplug.core.dataset import Dataset
     from oaplug.core.target import Target
     from oaplug.core.volume import Volume
-    from oaplug.prepare.pool import Progress
+    from oaplug.prepare.pool import Outcomes, Progress
 
 FINGERPRINT_SCHEMA = 1
 FINGERPRINT_FILE = "dataset_fingerprint.json"
@@ -96,13 +96,31 @@ def extract_fingerprint(dataset: Dataset, *, processes: int, progress: Progress 
     """Measure the training cases of `dataset`, in this process where `processes` is 1.
 
     The result depends on neither the number of processes nor the order of the cases. Raises DatasetError
-    naming the case and file that cannot be used, or where no case has any foreground.
+    naming the cases and files that cannot be used, once all were tried, or where no case has any foreground.
     """
+    measured = measure_dataset(dataset, processes=processes, progress=progress)
+    if measured.problems:
+        raise DatasetError(in_one_line(list(measured.problems.values()), "could not be measured"))
+    return summarize(dataset, measured.results)
+
+
+def measure_dataset(
+    dataset: Dataset, *, processes: int, progress: Progress | None = None
+) -> Outcomes[CaseMeasurement]:
+    """The training cases measured, by case id and in its order, and the problems of those that cannot be."""
     cases = sorted(dataset.of_split("train"), key=lambda case: case.case_id)
     if not cases:
         raise DatasetError(f"{dataset.folder}: no training cases; put images into imagesTr")
-    tasks = {case.case_id: case for case in cases}
-    measurements = list(for_each_case(measure_case, tasks, processes=processes, progress=progress).values())
+    return for_each_case(measure_case, cases, processes=processes, progress=progress)
+
+
+def summarize(dataset: Dataset, measured: Mapping[str, CaseMeasurement]) -> Fingerprint:
+    """The fingerprint of the training cases that were measured; the others do not count.
+
+    Raises DatasetError where no case has any foreground.
+    """
+    cases = sorted((c for c in dataset.of_split("train") if c.case_id in measured), key=lambda c: c.case_id)
+    measurements = [measured[case.case_id] for case in cases]
     if not any(m.channels for m in measurements):
         raise DatasetError(
             f"{dataset.folder}: no training case has foreground (mask > 0, or non-zero voxels where "

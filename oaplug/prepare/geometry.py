@@ -1,6 +1,8 @@
 """Voxel grids and their place in the patient: orientation, boxes, resampling.
 
-Every function returns an affine that maps the new voxel indices to the same millimetres as before.
+Every function returns an affine that maps the new voxel indices to the same millimetres as before. Masks are
+flipped and permuted but never resampled, so that no label is invented: networks do not see them, and maps are
+brought to the mask's own grid (`back_to_image`).
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from oaplug.core.volume import Volume
+from oaplug.prepare.axis_matrices import apply_weights, axis_weights, interpolate_within, is_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from scipy.sparse import csr_array
 
     from oaplug.core.case import Side
     from oaplug.core.volume import Affine, FloatArray
@@ -89,14 +91,18 @@ def nonzero_box(data: NDArray[Any]) -> Box:
 
     The whole volume where every voxel is zero.
     """
-    from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
-
-    depth, height, width = get_bbox_from_mask((data != 0).any(axis=0))
-    return (_extent(depth), _extent(height), _extent(width))
-
-
-def _extent(bounds: Sequence[Any]) -> tuple[int, int]:
-    return (int(bounds[0]), int(bounds[1]))
+    box: list[tuple[int, int]] = []
+    for axis in range(1, 4):
+        slabs = np.moveaxis(data, axis, 0)
+        filled = (index for index, slab in enumerate(slabs) if slab.any())
+        start = next(filled, None)
+        if start is None:
+            break
+        stop = next(index for index in range(len(slabs), start, -1) if slabs[index - 1].any())
+        data = np.moveaxis(slabs[start:stop], 0, axis)
+        box.append((start, stop))
+    depth, height, width = box or [(0, size) for size in data.shape[1:]]
+    return (depth, height, width)
 
 
 def box_center(box: Box) -> tuple[float, float, float]:
@@ -124,17 +130,24 @@ def pad_crop(
 
     Raises ValueError where the centre is not in the volume.
     """
-    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-
     shape = volume.data.shape[1:]
     if not all(-0.5 <= center <= size - 0.5 for center, size in zip(center_voxels, shape, strict=True)):
         raise ValueError(f"the centre {center_voxels} is not in a volume of {shape} voxels")
     # rounded twice, so that a middle between two voxels falls to the same one whatever its last digits
     starts = [round(round(c - (size - 1) / 2, 6)) for c, size in zip(center_voxels, size_voxels, strict=True)]
-    box = [[start, start + size] for start, size in zip(starts, size_voxels, strict=True)]
-    channels = zip(volume.data, pad_value, strict=True)
-    data = np.stack([crop_and_pad_nd(channel, box, pad_value=float(value)) for channel, value in channels])
+    kept = [_overlap(*extent) for extent in zip(starts, size_voxels, shape, strict=True)]
+    source, target = (slice(None), *(old for old, _ in kept)), tuple(new for _, new in kept)
+    data = np.empty((len(volume.data), *size_voxels), dtype=volume.data.dtype)
+    for into, channel, value in zip(data, volume.data[source], pad_value, strict=True):
+        into[:] = value
+        into[target] = channel
     return replace(volume, data=data, affine=_shifted(volume.affine, starts))
+
+
+def _overlap(start: int, size: int, old_size: int) -> tuple[slice, slice]:
+    """Where `size` voxels from `start` on lie among `old_size` ones, in old and in new indices."""
+    first, last = max(start, 0), min(start + size, old_size)
+    return slice(first, last), slice(first - start, last - start)
 
 
 def _shifted(affine: Affine, start: Sequence[float]) -> Affine:
@@ -177,55 +190,22 @@ def resample_grid(
     """
     shape = volume.data.shape[1:]
     factors = np.asarray(spacing_mm) / volume.spacing_mm
-    data = volume.data
-    for axis, (old, new, factor) in enumerate(zip(shape, size_voxels, factors.tolist(), strict=True)):
-        if old != new or abs(factor - 1) > _SAME_FACTOR:
-            weights = axis_weights(old, new, factor=factor, anti_aliasing=anti_aliasing)
-            data = _apply_along(weights, data, axis=axis + 1)
+    weights = {
+        axis: axis_weights(old, new, factor=factor, anti_aliasing=anti_aliasing)
+        for axis, (old, new, factor) in enumerate(zip(shape, size_voxels, factors.tolist(), strict=True))
+        if old != new or abs(factor - 1) > _SAME_FACTOR
+    }
+    data = np.empty((len(volume.data), *size_voxels), dtype=np.float32)
+    for channel, into in zip(volume.data, data, strict=True):
+        into[:] = apply_weights(weights, channel)
     start = (np.asarray(shape) - 1) / 2 - (np.asarray(size_voxels) - 1) / 2 * factors
     affine = _shifted(volume.affine, start.tolist())
     affine[:3, :3] *= factors
-    return Volume(data=np.ascontiguousarray(data), spacing_mm=spacing_mm, affine=affine)
+    return Volume(data=data, spacing_mm=spacing_mm, affine=affine)
 
 
 _SAME_FACTOR = 1e-7
 """Spacings that agree this well move no voxel of a 1000-voxel axis by 1e-4 of its size."""
-
-
-def axis_weights(old: int, new: int, *, factor: float, anti_aliasing: bool) -> csr_array:
-    """The matrix (new,old) that smooths and interpolates along one axis; every row sums to one."""
-    from scipy.ndimage import gaussian_filter1d
-    from scipy.sparse import csr_array
-
-    places = (np.arange(new, dtype=np.float64) - (new - 1) / 2) * factor + (old - 1) / 2
-    interpolation = _interpolation(places, old)
-    smoothing = np.eye(old)
-    if anti_aliasing and factor > 1:
-        sigma_voxels = np.sqrt((factor**2 - 1) / (8 * np.log(2)))
-        smoothing = gaussian_filter1d(smoothing, sigma_voxels, axis=0, mode="nearest")
-    return csr_array(interpolation @ smoothing, dtype=np.float32)
-
-
-def _interpolation(places: NDArray[np.float64], old: int) -> csr_array:
-    """The matrix (new,old) that interpolates at `places` (new,); beyond the ends voxels repeat."""
-    from scipy.sparse import csr_array
-
-    new = len(places)
-    places = np.clip(places, 0, old - 1)
-    below = np.floor(places).astype(int)
-    entries = np.concatenate([1 - (places - below), places - below])
-    columns = np.concatenate([below, np.minimum(below + 1, old - 1)])
-    return csr_array((entries, (np.tile(np.arange(new), 2), columns)), (new, old))
-
-
-def _apply_along(weights: csr_array, data: FloatArray, *, axis: int) -> FloatArray:
-    """`data` (C,D,H,W) multiplied by a matrix (new,old) along one axis, slab by slab to stay in the cache."""
-    moved = np.moveaxis(data, axis, -2)
-    slabs = moved.reshape(-1, *moved.shape[-2:])
-    result = np.empty((len(slabs), weights.shape[0], slabs.shape[-1]), dtype=np.float32)
-    for slab, into in zip(slabs, result, strict=True):
-        into[:] = weights @ np.ascontiguousarray(slab)
-    return np.moveaxis(result.reshape(*moved.shape[:-2], *result.shape[1:]), -2, axis)
 
 
 def back_to_image(
@@ -236,21 +216,20 @@ def back_to_image(
     Trilinear; zero where the image lies outside of the prepared volume's voxels. Any two grids will do;
     where their axes are parallel, as they are after preprocessing, each is a sparse matrix.
     """
-    from scipy.ndimage import affine_transform
-
     to_map = np.linalg.inv(prepared_affine) @ image_affine
     data = np.asarray(prepared_map, dtype=np.float32)
     if _is_parallel(to_map, image_shape):
-        for axis in range(3):
-            places = to_map[axis, axis] * np.arange(image_shape[axis]) + to_map[axis, 3]
-            data = _apply_along(_within(places, data.shape[axis]), data[None], axis=axis + 1)[0]
-        return np.ascontiguousarray(data)
+        places = [to_map[axis, axis] * np.arange(image_shape[axis]) + to_map[axis, 3] for axis in range(3)]
+        weights = {axis: interpolate_within(places[axis], data.shape[axis]) for axis in range(3)}
+        return np.ascontiguousarray(apply_weights(weights, data))
+    from scipy.ndimage import affine_transform
+
     sampled: FloatArray = affine_transform(
         data, to_map, output_shape=tuple(image_shape), order=1, mode="nearest"
     )
     for axis, size in enumerate(prepared_map.shape):
         place = _coordinate(to_map[axis], image_shape)
-        sampled *= _is_within(place, size)
+        sampled *= is_within(place, size)
     return sampled
 
 
@@ -258,20 +237,6 @@ def _is_parallel(to_map: Affine, image_shape: tuple[int, ...]) -> bool:
     """Whether each axis of an image runs along that of the map, to within _SAME_FACTOR of a voxel."""
     across = to_map[:3, :3] * np.asarray(image_shape)
     return bool((np.abs(across - np.diag(np.diag(across))) <= _SAME_FACTOR).all())
-
-
-def _within(places: NDArray[np.float64], size: int) -> csr_array:
-    """The matrix (new,size) that interpolates at `places` (new,), and gives zero outside of the voxels."""
-    from scipy.sparse import csr_array, diags_array
-
-    kept = diags_array(_is_within(places, size).astype(np.float64))
-    return csr_array(kept @ _interpolation(places, size), dtype=np.float32)
-
-
-def _is_within(places: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
-    """Whether places lie in one of `size` voxels; rounded, so that the outer faces count as inside."""
-    near = np.round(places, 6)
-    return np.asarray((near >= -0.5) & (near <= size - 0.5))
 
 
 def _coordinate(row: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ from oaplug.prepare.pool import for_each_case
 from oaplug.prepare.reading import (
     Grid,
     ImageError,
+    check_certain,
+    check_not_constant,
     check_same_grid,
     image_error,
     read_channel,
@@ -32,12 +35,6 @@ PROBLEM_COLUMNS = ("kind", "case", "file", "what to do")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
-    case: Case
-    label_values: frozenset[int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Verdict:
     """Problems of one case, and the content digest of each image file that could be read."""
 
@@ -48,17 +45,17 @@ class _Verdict:
 def verify_dataset(dataset: Dataset, *, processes: int, progress: Progress | None = None) -> list[Problem]:
     """Everything that is wrong with a dataset: an empty list means that it can be used.
 
-    Beyond what `read_dataset` found in the tables: files that are missing, unreadable or no plain 3D image,
-    channels or masks on another grid than the first channel, NaN or infinite voxels, constant images,
-    label values that dataset.json does not name, and images with the same voxels as another's.
+    Beyond what `read_dataset` found in the tables: files that are missing, damaged, no plain 3D image or
+    uncertain of their place, channels or masks on another grid than the first channel, NaN or infinite
+    voxels, constant images, label values that dataset.json does not name, and images with the same voxels
+    as another's.
     """
-    values = dataset.description.label_values()
-    tasks = {case.case_id: _Task(case=case, label_values=values) for case in dataset.cases}
-    verdicts = for_each_case(_verify_case, tasks, processes=processes, progress=progress)
-    problems = list(dataset.problems)
-    for verdict in verdicts.values():
+    verify = partial(_verify_case, label_values=dataset.description.label_values())
+    outcomes = for_each_case(verify, dataset.cases, processes=processes, progress=progress)
+    problems = [*dataset.problems, *outcomes.problems.values()]
+    for verdict in outcomes.results.values():
         problems += verdict.problems
-    return problems + _find_duplicates(verdicts)
+    return problems + _find_duplicates(outcomes.results)
 
 
 def problem_rows(problems: Iterable[Problem]) -> list[tuple[str, str, str, str]]:
@@ -66,8 +63,7 @@ def problem_rows(problems: Iterable[Problem]) -> list[tuple[str, str, str, str]]
     return [(problem.kind, problem.case_id, problem.file, problem.message) for problem in problems]
 
 
-def _verify_case(task: _Task) -> _Verdict:
-    case = task.case
+def _verify_case(case: Case, *, label_values: frozenset[int]) -> _Verdict:
     verdict = _Verdict(problems=[], digests={})
     grids: dict[Path, Grid] = {}
     for path in case.images:
@@ -79,7 +75,7 @@ def _verify_case(task: _Task) -> _Verdict:
             verdict.problems.append(failure.problem)
     if case.mask is not None:
         try:
-            _verify_mask(case.mask, task, grids=grids)
+            _verify_mask(case.mask, case.case_id, label_values=label_values, grids=grids)
         except ImageError as failure:
             verdict.problems.append(failure.problem)
     return verdict
@@ -88,11 +84,12 @@ def _verify_case(task: _Task) -> _Verdict:
 def _verify_channel(path: Path, *, case_id: str, verdict: _Verdict) -> Grid:
     """The grid of one image file; a constant image is added to the problems."""
     channel, grid = read_channel(path, case_id=case_id)
-    if channel.min() == channel.max():
-        message = f"every voxel is {channel.flat[0]:g}; expected an image; export it again or remove the case"
-        verdict.problems.append(image_error("constant image", message, path=path, case_id=case_id).problem)
-    else:
+    try:
+        check_certain(path, case_id=case_id)
+        check_not_constant(channel, path=path, case_id=case_id)
         verdict.digests[path] = _digest_of_voxels(channel)
+    except ImageError as failure:
+        verdict.problems.append(failure.problem)
     return grid
 
 
@@ -103,15 +100,17 @@ def _digest_of_voxels(channel: FloatArray) -> str:
     return digest.hexdigest()
 
 
-def _verify_mask(path: Path, task: _Task, *, grids: Mapping[Path, Grid]) -> None:
-    case_id = task.case.case_id
+def _verify_mask(
+    path: Path, case_id: str, *, label_values: frozenset[int], grids: Mapping[Path, Grid]
+) -> None:
     labels, affine = read_mask(path, case_id=case_id)
+    check_certain(path, case_id=case_id)
     for first, reference in list(grids.items())[:1]:
         grid = Grid(shape=labels.shape, affine=affine)
         check_same_grid(grid, reference, path=path, case_id=case_id, of=first.name)
-    unknown = sorted(set(np.unique(labels).tolist()) - task.label_values)
+    unknown = sorted(set(np.unique(labels).tolist()) - label_values)
     if unknown:
-        known = sorted(task.label_values)
+        known = sorted(label_values)
         message = f"has label values {unknown}, but dataset.json knows {known}; correct one of them"
         raise image_error("unknown label", message, path=path, case_id=case_id)
 

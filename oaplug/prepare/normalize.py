@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from oaplug.core.volume import FloatArray, Volume
 
 STD_FLOOR = 1e-6
+_PART = 1 << 16
 CLIPPED_PERCENTILES = (0.5, 99.5)
 BIAS_SPACING_MM = 4.0
 
@@ -36,40 +37,47 @@ def normalize(data: FloatArray, *, schemes: Sequence[Normalization]) -> FloatArr
     99.5 go to 0 and 1, clipped beyond. none: unchanged. A constant channel becomes 0, by `none` unchanged.
     """
     per_channel = schemes_for(schemes, channels=len(data))
-    return np.stack([_SCHEMES[scheme](channel) for channel, scheme in zip(data, per_channel, strict=True)])
-
-
-def _zscore(channel: FloatArray) -> FloatArray:
-    return _standardize(channel, reference=channel)
-
-
-def _zscore_nonzero(channel: FloatArray) -> FloatArray:
-    filled = channel[channel != 0]
-    return _standardize(channel, reference=filled if filled.size else channel)
-
-
-def _standardize(channel: FloatArray, *, reference: FloatArray) -> FloatArray:
-    mean, std = reference.mean(dtype=np.float64), reference.std(dtype=np.float64)
-    result: FloatArray = (channel - np.float32(mean)) / np.float32(max(std, STD_FLOOR))
+    result = np.empty(data.shape, dtype=np.float32)
+    for into, channel, scheme in zip(result, data, per_channel, strict=True):
+        offset, scale = _MEASURES[scheme](channel)
+        np.subtract(channel, np.float32(offset), out=into)
+        into /= np.float32(scale)
+        if scheme == "rescale_0_1":
+            np.clip(into, 0, 1, out=into)
     return result
 
 
-def _rescale_0_1(channel: FloatArray) -> FloatArray:
+def _mean_and_std(values: FloatArray) -> tuple[float, float]:
+    """In double precision, part by part, as a copy in double precision would be twice the volume."""
+    mean = float(values.mean(dtype=np.float64))
+    flat, squares = values.reshape(-1), 0.0
+    for start in range(0, len(flat), _PART):
+        deviations = flat[start : start + _PART] - np.float64(mean)
+        squares += float(np.square(deviations, out=deviations).sum())
+    return mean, max((squares / len(flat)) ** 0.5, STD_FLOOR)
+
+
+def _mean_and_std_of_nonzero(channel: FloatArray) -> tuple[float, float]:
+    filled = channel[channel != 0]
+    return _mean_and_std(filled if filled.size else channel)
+
+
+def _range(channel: FloatArray) -> tuple[float, float]:
     low, high = np.percentile(channel, CLIPPED_PERCENTILES)
-    scaled: FloatArray = (channel - np.float32(low)) / np.float32(max(high - low, STD_FLOOR))
-    return np.clip(scaled, 0, 1)
+    return low, max(high - low, STD_FLOOR)
 
 
-def _unchanged(channel: FloatArray) -> FloatArray:
-    return channel
+def _nothing(_: FloatArray) -> tuple[float, float]:
+    return 0.0, 1.0
 
 
-_SCHEMES: dict[Normalization, Callable[[FloatArray], FloatArray]] = {
-    "zscore": _zscore,
-    "zscore_nonzero": _zscore_nonzero,
-    "rescale_0_1": _rescale_0_1,
-    "none": _unchanged,
+_MEASURES: dict[Normalization, Callable[[FloatArray], tuple[float, float]]] = {
+    "zscore": _mean_and_std,
+    "zscore_nonzero": _mean_and_std_of_nonzero,
+    "rescale_0_1": _range,
+    "none": _nothing,
 }
+"""What is subtracted from a channel, and what it is then divided by."""
 
 
 def correct_bias(volume: Volume) -> Volume:

@@ -2,71 +2,68 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from oaplug.core.artifacts import digest_of_file, digest_of_json
-from oaplug.core.case import Problem
-from oaplug.core.errors import DatasetError, OaplugError, PlanError
+from oaplug.core.artifacts import digest_of_json, remove_unfinished
+from oaplug.core.errors import DatasetError, OaplugError, PathError, PlanError
 from oaplug.core.settings import to_mapping
-from oaplug.prepare.pool import for_each_case
+from oaplug.prepare.case_state import digest_files, inputs_of, quarantine, release_complete, state_of
+from oaplug.prepare.completeness import Completeness
+from oaplug.prepare.file_names import check_case_names, check_identifier
+from oaplug.prepare.pool import KILLED, OUT_OF_MEMORY, for_each_case, in_one_line, problem_of
 from oaplug.prepare.preprocess import PREPROCESSING_REVISION, check_configuration, prepare_volume
-from oaplug.prepare.reading import ImageError, image_error, read_image
+from oaplug.prepare.reading import read_image
 from oaplug.prepare.store import (
     CaseRecord,
     array_path,
-    read_record,
+    checksum,
     record_path,
     write_array,
     write_record,
+    writing,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from oaplug.core.case import Case
+    from oaplug.core.case import Case, Problem
     from oaplug.core.dataset import Dataset
     from oaplug.core.plan import Configuration, Plan
     from oaplug.core.volume import Affine, Volume
-    from oaplug.prepare.pool import Progress
+    from oaplug.prepare.case_state import Inputs, State
+    from oaplug.prepare.pool import Outcomes, Progress
 
-LOGGER = logging.getLogger(__name__)
-_SHOWN = 3
+STALE_AFTER_S = 600.0
+"""A half-written file of that age belongs to no process that still writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingReport:
-    """Ids of the cases that were made and of those that were current already, and what went wrong."""
+    """Ids of the cases that were made and of those that were current already, and what went wrong.
+
+    `problems` are those of this run. `completeness` says how every case of it stands now.
+    """
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
     problems: tuple[Problem, ...]
+    completeness: Completeness
 
     def raise_for_problems(self) -> None:
         """Raise DatasetError with the number of failed cases and the first of them, if there are any."""
         if self.problems:
-            more = len(self.problems) - _SHOWN
-            lines = [str(problem) for problem in self.problems[:_SHOWN]] + (
-                [f"and {more} more"] if more > 0 else []
-            )
-            raise DatasetError(f"{len(self.problems)} cases could not be preprocessed: {'; '.join(lines)}")
+            raise DatasetError(in_one_line(self.problems, "could not be preprocessed"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
-    case: Case
-    configurations: tuple[Configuration, ...]
-    folder: Path
+class _Stand:
+    """How a case stands by data identifier, and whether this run made it."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    made: bool = False
-    problem: Problem | None = None
-    trace: str = ""
+    made: bool
+    states: dict[str, State]
 
 
 def preprocess_dataset(
@@ -77,41 +74,65 @@ def preprocess_dataset(
     *,
     processes: int,
     part: tuple[int, int] = (0, 1),
+    skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> PreprocessingReport:
     """Write every case (train and test) for the named configurations below `folder`.
 
     A case is one unit: its array, then its record, both atomic. It is left alone where its record matches
     the bytes of its images, its side, the configuration and PREPROCESSING_REVISION. A case that fails is
-    reported and does not stop the others. `part` (i, n) takes the i-th of n shares of the cases, for
-    several machines that share a disk. Raises PlanError where configurations do not fit the dataset or
-    each other, OaplugError where a worker process is killed.
+    reported and does not stop the others; with `skip_bad` it goes to quarantine, and is tried again only
+    once any of those, or the version of oaplug, has changed. `part` (i, n) takes the i-th of n shares of
+    the cases, for several machines that share a disk. Raises PlanError where configurations do not fit the
+    dataset or each other, DatasetError where a case cannot be the name of a file, PathError where a file
+    cannot be written.
     """
-    chosen = _choose(plan, configurations, channels=len(dataset.description.channel_names))
-    part_id, num_parts = part
-    if not 0 <= part_id < num_parts:
-        raise OaplugError(f"the part must be from 0 to {num_parts - 1} of {num_parts}, got {part_id}")
-    tasks = {
-        case.case_id: _Task(case=case, configurations=chosen, folder=folder)
-        for case in dataset.cases[part_id::num_parts]
-    }
-    outcomes = for_each_case(_preprocess_case, tasks, processes=processes, progress=progress)
-    for case_id, outcome in outcomes.items():
-        if outcome.trace:
-            LOGGER.error("case %s failed unexpectedly:\n%s", case_id, outcome.trace)
+    chosen = choose_configurations(plan, configurations, channels=len(dataset.description.channel_names))
+    cases = share_of(dataset, part)
+    if folder.is_dir():
+        remove_unfinished(folder, older_than_s=STALE_AFTER_S)
+    work = partial(_preprocess_case, configurations=chosen, folder=folder, skip_bad=skip_bad)
+    outcomes = for_each_case(work, cases, processes=processes, progress=progress)
+    if skip_bad:
+        _quarantine_killers(outcomes, cases, chosen, folder=folder)
     return PreprocessingReport(
-        done=tuple(case_id for case_id, outcome in outcomes.items() if outcome.made),
-        skipped=tuple(key for key, outcome in outcomes.items() if not outcome.made and not outcome.problem),
-        problems=tuple(outcome.problem for outcome in outcomes.values() if outcome.problem),
+        done=tuple(case_id for case_id, stand in outcomes.results.items() if stand.made),
+        skipped=tuple(
+            case_id
+            for case_id, stand in outcomes.results.items()
+            if not stand.made and set(stand.states.values()) == {"complete"}
+        ),
+        problems=tuple(outcomes.problems.values()),
+        completeness=Completeness(
+            folder=folder,
+            identifiers=tuple(configuration.data_identifier for configuration in chosen),
+            states={case.case_id: _states_after(case, outcomes, chosen, folder=folder) for case in cases},
+        ),
     )
 
 
-def _choose(plan: Plan, names: Sequence[str], *, channels: int) -> tuple[Configuration, ...]:
-    """The named configurations, one for each data identifier."""
+def share_of(dataset: Dataset, part: tuple[int, int]) -> tuple[Case, ...]:
+    """The cases of the i-th of n shares, `part` being (i, n).
+
+    Raises OaplugError where there is no such share, DatasetError where a case cannot be the name of a file.
+    """
+    part_id, num_parts = part
+    if not 0 <= part_id < num_parts:
+        raise OaplugError(f"the part must be from 0 to {num_parts - 1} of {num_parts}, got {part_id}")
+    check_case_names(case.case_id for case in dataset.cases)
+    return dataset.cases[part_id::num_parts]
+
+
+def choose_configurations(plan: Plan, names: Sequence[str], *, channels: int) -> tuple[Configuration, ...]:
+    """The named configurations, one for each data identifier.
+
+    Raises PlanError where one does not fit the channels, or two prepare cases differently for one folder.
+    """
     chosen: dict[str, Configuration] = {}
     for name in names:
         configuration = plan.configuration(name)
         check_configuration(configuration, channels=channels)
+        check_identifier(configuration.data_identifier)
         other = chosen.setdefault(configuration.data_identifier, configuration)
         if other != configuration:
             message = f"configuration {name!r} prepares cases differently than another one of the same"
@@ -119,56 +140,76 @@ def _choose(plan: Plan, names: Sequence[str], *, channels: int) -> tuple[Configu
     return tuple(chosen.values())
 
 
-def _preprocess_case(task: _Task) -> _Outcome:
-    """Make what is missing or outdated of one case; never raises, so that one case cannot stop the others."""
-    case_id = task.case.case_id
+def find_unreadable(
+    cases: Sequence[Case], *, processes: int, progress: Progress | None = None
+) -> list[Problem]:
+    """Problems of the cases whose images cannot be read."""
+    return list(for_each_case(_read, cases, processes=processes, progress=progress).problems.values())
+
+
+def _read(case: Case) -> None:
+    read_image(case.images, case_id=case.case_id)
+
+
+def _preprocess_case(
+    case: Case, *, configurations: tuple[Configuration, ...], folder: Path, skip_bad: bool
+) -> _Stand:
+    """Make what is missing or outdated of one case; with `skip_bad`, mark it where it fails."""
+    inputs: Inputs = None
     try:
-        return _Outcome(made=_make_outdated(task))
-    except ImageError as failure:
-        return _Outcome(problem=failure.problem)
-    except OaplugError as failure:
-        return _Outcome(problem=Problem(kind="cannot preprocess", message=str(failure), case_id=case_id))
+        inputs = digest_files(case.images, case_id=case.case_id)
+        return _make_outdated(case, inputs, configurations=configurations, folder=folder, skip_bad=skip_bad)
+    except (PathError, MemoryError):  # no fault of the case, or to be tried again
+        raise
     except Exception as failure:
-        message = f"failed unexpectedly ({type(failure).__name__}: {failure}); see the log"
-        problem = Problem(kind="unexpected", message=message, case_id=case_id)
-        return _Outcome(problem=problem, trace=traceback.format_exc())
+        if skip_bad:
+            quarantine(case, problem_of(case, failure), configurations, folder=folder, inputs=inputs)
+        raise
 
 
-def _make_outdated(task: _Task) -> bool:
-    """Make a case for the configurations that need it, reading its images once; whether any did."""
-    inputs = _digest_inputs(task.case)
-    outdated = [
-        configuration
-        for configuration in task.configurations
-        if not _is_current(task.case, configuration, folder=task.folder, inputs=inputs)
-    ]
-    if not outdated:
-        return False
-    volume = read_image(task.case.images, case_id=task.case.case_id)
-    for configuration in outdated:
-        _make(task.case, volume, configuration, folder=task.folder, inputs=inputs)
-    return True
+def _make_outdated(
+    case: Case,
+    inputs: tuple[str, ...],
+    *,
+    configurations: tuple[Configuration, ...],
+    folder: Path,
+    skip_bad: bool,
+) -> _Stand:
+    """Make a case for the configurations that need it, reading its images once."""
+    states = {c.data_identifier: state_of(case, c, folder=folder, inputs=inputs) for c in configurations}
+    left_alone = {"complete", "quarantined"} if skip_bad else {"complete"}
+    needed = [c for c in configurations if states[c.data_identifier] not in left_alone]
+    if needed:
+        volume = read_image(case.images, case_id=case.case_id)
+        for configuration in needed:
+            _make(case, volume, configuration, folder=folder, inputs=inputs)
+            states[configuration.data_identifier] = "complete"
+    release_complete(case, states, folder=folder)
+    return _Stand(made=bool(needed), states=states)
 
 
-def _digest_inputs(case: Case) -> tuple[str, ...]:
-    for path in case.images:
-        if not path.is_file():
-            raise image_error(
-                "missing file", "the file does not exist; add it", path=path, case_id=case.case_id
-            )
-    return tuple(digest_of_file(path) for path in case.images)
+def _quarantine_killers(
+    outcomes: Outcomes[_Stand],
+    cases: Sequence[Case],
+    configurations: Sequence[Configuration],
+    *,
+    folder: Path,
+) -> None:
+    """Mark the cases whose own process could not, because it died or had no memory."""
+    for case in cases:
+        problem = outcomes.problems.get(case.case_id)
+        if problem is not None and problem.kind in (KILLED, OUT_OF_MEMORY):
+            quarantine(case, problem, configurations, folder=folder, inputs=inputs_of(case))
 
 
-def _is_current(case: Case, configuration: Configuration, *, folder: Path, inputs: tuple[str, ...]) -> bool:
-    place = folder / configuration.data_identifier
-    if not array_path(place, case.case_id).is_file():
-        return False
-    try:
-        record = read_record(record_path(place, case.case_id))
-    except DatasetError:
-        return False
-    wanted = (inputs, digest_of_json(to_mapping(configuration)), PREPROCESSING_REVISION, case.side)
-    return wanted == (record.inputs, record.configuration, record.revision, record.side)
+def _states_after(
+    case: Case, outcomes: Outcomes[_Stand], configurations: Sequence[Configuration], *, folder: Path
+) -> Mapping[str, State]:
+    """How a case stands after a run."""
+    if case.case_id in outcomes.results:
+        return outcomes.results[case.case_id].states
+    inputs = inputs_of(case)
+    return {c.data_identifier: state_of(case, c, folder=folder, inputs=inputs) for c in configurations}
 
 
 def _make(
@@ -177,8 +218,9 @@ def _make(
     place = folder / configuration.data_identifier
     prepared = prepare_volume(volume, configuration, side=case.side)
     # an old record must not vouch for the new array, should this stop between the two
-    record_path(place, case.case_id).unlink(missing_ok=True)
-    write_array(array_path(place, case.case_id), prepared.data)
+    with writing(record_path(place, case.case_id)):
+        record_path(place, case.case_id).unlink(missing_ok=True)
+    array = write_array(array_path(place, case.case_id), prepared.data)
     record = CaseRecord(
         inputs=inputs,
         configuration=digest_of_json(to_mapping(configuration)),
@@ -188,6 +230,7 @@ def _make(
         affine=_rows(prepared.affine),
         original_shape=volume.data.shape,
         original_affine=_rows(volume.affine),
+        array_crc32=checksum(array),
     )
     write_record(record_path(place, case.case_id), record)
 

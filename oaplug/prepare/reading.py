@@ -1,8 +1,9 @@
-"""Image files into canonical arrays: the one place where SimpleITK's axes are turned into ours."""
+"""Image files into canonical arrays: the one place where a file's axes are turned into ours."""
 
 from __future__ import annotations
 
-import zlib
+import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,25 @@ from oaplug.core.case import Problem
 from oaplug.core.errors import DatasetError
 from oaplug.core.volume import Volume
 from oaplug.prepare.geometry import spacing_of, to_canonical
-from oaplug.prepare.nifti import read_stored_voxels
+from oaplug.prepare.image_file import ImageFault, ImageFile
+from oaplug.prepare.itk_image import describe_itk_image
+from oaplug.prepare.metaimage import describe_metaimage, is_metaimage
+from oaplug.prepare.nifti import describe_nifti, is_nifti
+from oaplug.prepare.voxels import is_constant, to_float32, to_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from oaplug.core.volume import Affine, FloatArray
 
+log = logging.getLogger(__name__)
 GRID_TOLERANCE = 1e-3
 """Largest difference between files of a case in spacing or origin (mm) and in a direction cosine."""
+_DICOM_ENDINGS = {".dcm", ".ima"}
+_DICOM_MAGIC = slice(128, 132), b"DICM"
 
 
 class ImageError(DatasetError):
@@ -43,11 +51,12 @@ class Grid:
 
 
 def read_image(paths: Sequence[Path], *, case_id: str) -> Volume:
-    """The volume (C,D,H,W) of a case in RAS+ axes, from one 3D file per channel in any format of SimpleITK.
+    """The volume (C,D,H,W) of a case in RAS+ axes, from one 3D file per channel.
 
-    Voxels are never interpolated: axes are permuted and flipped to the nearest anatomical ones, and the
-    affine keeps what obliqueness remains. Raises DatasetError naming case and file where a file is missing,
-    damaged, not a plain 3D image, holds NaN or infinite voxels, or lies on another grid than the first.
+    NIfTI, MetaImage, and any other format of SimpleITK. Voxels are never interpolated: axes are permuted
+    and flipped to the nearest anatomical ones, and the affine keeps what obliqueness remains. Raises
+    ImageError naming case and file where a file is missing, damaged, not a plain 3D image, constant, holds
+    NaN or infinite voxels, is uncertain of its place, or lies on another grid than the first.
     """
     first, grid = read_channel(paths[0], case_id=case_id)
     channels = [first]
@@ -55,48 +64,42 @@ def read_image(paths: Sequence[Path], *, case_id: str) -> Volume:
         channel, other = read_channel(path, case_id=case_id)
         check_same_grid(other, grid, path=path, case_id=case_id, of=paths[0].name)
         channels.append(channel)
-    return Volume(data=np.stack(channels), spacing_mm=spacing_of(grid.affine), affine=grid.affine)
+    for channel, path in zip(channels, paths, strict=True):
+        check_not_constant(channel, path=path, case_id=case_id)
+    data = np.stack(channels) if len(channels) > 1 else first[None]
+    return Volume(data=data, spacing_mm=spacing_of(grid.affine), affine=grid.affine)
 
 
 def read_mask(path: Path, *, case_id: str) -> tuple[NDArray[np.int16], Affine]:
     """A label image (D,H,W) in RAS+ axes, and its affine.
 
-    Raises DatasetError as `read_image` does, and where a voxel is no whole number that int16 can hold.
+    Raises ImageError as `read_image` does, and where a voxel is no whole number that int16 can hold.
     """
-    values, grid = _read(path, case_id=case_id)
-    with np.errstate(invalid="ignore"):
-        labels = np.ascontiguousarray(values).astype(np.int16)
-    if not np.array_equal(labels, values):
-        message = "has voxels that are no whole label numbers; save the mask as integers"
-        raise image_error("bad mask", message, path=path, case_id=case_id)
+    labels, grid = _read(path, convert=to_labels, case_id=case_id)
     return labels, grid.affine
 
 
 def read_channel(path: Path, *, case_id: str) -> tuple[FloatArray, Grid]:
-    """One channel (D,H,W) of a case in RAS+ axes, and its grid; raises DatasetError as `read_image` does."""
-    values, grid = _read(path, case_id=case_id)
-    with np.errstate(over="ignore"):
-        channel = np.ascontiguousarray(values, dtype=np.float32)
-    if not np.isfinite(channel).all():
-        raise image_error("NaN or infinite", _NOT_FINITE, path=path, case_id=case_id)
+    """One channel (D,H,W) of a case in RAS+ axes, and its grid.
+
+    Raises ImageError as `read_image` does, but for constant images.
+    """
+    channel, grid = _read(path, convert=to_float32, case_id=case_id)
     return channel, grid
 
 
 def read_grid(path: Path, *, case_id: str) -> Grid:
-    """The grid of a file in its own axes, from its header alone; raises DatasetError where it has none."""
-    import SimpleITK as sitk
+    """The grid of a file in its own axes, from its header alone; raises ImageError where it has none."""
+    with _naming(path, case_id=case_id):
+        image = _describe(path)
+    return Grid(shape=image.shape, affine=image.affine)
 
-    sitk.ProcessObject_SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as failure:
-        message = f"cannot be read ({_reason(failure)}); copy or export it again"
-        raise image_error("unreadable file", message, path=path, case_id=case_id) from None
-    if refusal := _refusal(reader):
-        raise image_error("unusable image", refusal, path=path, case_id=case_id)
-    return Grid(shape=tuple(reader.GetSize()), affine=_ras_affine(reader))
+
+def check_certain(path: Path, *, case_id: str) -> None:
+    """Raise ImageError where a file is read, but only with a warning."""
+    with _naming(path, case_id=case_id):
+        if doubt := _describe(path).doubt:
+            raise doubt
 
 
 def canonical_grid(grid: Grid) -> Grid:
@@ -105,8 +108,15 @@ def canonical_grid(grid: Grid) -> Grid:
     return Grid(shape=empty.shape[1:], affine=affine)
 
 
+def check_not_constant(channel: FloatArray, *, path: Path, case_id: str) -> None:
+    """Raise ImageError where every voxel of a channel (D,H,W) is the same."""
+    if is_constant(channel):
+        message = f"every voxel is {channel.flat[0]:g}; expected an image; export it again or remove the case"
+        raise image_error("constant image", message, path=path, case_id=case_id)
+
+
 def check_same_grid(grid: Grid, reference: Grid, *, path: Path, case_id: str, of: str) -> None:
-    """Raise a DatasetError saying what differs where the file at `path` does not lie on the grid of `of`.
+    """Raise ImageError saying what differs where the file at `path` does not lie on the grid of `of`.
 
     Grids are compared in RAS+ axes, so two files may store the same voxels in different order.
     """
@@ -122,8 +132,14 @@ def _difference(grid: Grid, reference: Grid) -> str:
     for what, measure in _MEASURES.items():
         found, expected = measure(grid.affine), measure(reference.affine)
         if not np.allclose(found, expected, rtol=0, atol=GRID_TOLERANCE):
-            return f"{what} {np.round(found, 4).tolist()} differs from {np.round(expected, 4).tolist()}"
+            off = f" ({_voxels_off(grid, reference):.3g} voxels off)" if what.startswith("origin") else ""
+            return f"{what} {np.round(found, 4).tolist()}{off} differs from {np.round(expected, 4).tolist()}"
     return ""
+
+
+def _voxels_off(grid: Grid, reference: Grid) -> float:
+    shift = (grid.affine - reference.affine)[:3, 3]
+    return float(np.abs(np.linalg.inv(reference.affine[:3, :3]) @ shift).max())
 
 
 _MEASURES: dict[str, Callable[[Affine], Any]] = {
@@ -133,47 +149,64 @@ _MEASURES: dict[str, Callable[[Affine], Any]] = {
 }
 
 
-def _read(path: Path, *, case_id: str) -> tuple[NDArray[Any], Grid]:
-    """The voxels (D,H,W) of a file in the type they are stored in, and their grid."""
-    import SimpleITK as sitk
+def _read(path: Path, *, convert: Callable[..., NDArray[Any]], case_id: str) -> tuple[NDArray[Any], Grid]:
+    """The voxels (D,H,W) of a file in RAS+ axes, made of the stored ones by `convert`, and their grid."""
+    with _naming(path, case_id=case_id):
+        image = _describe(path)
+        if image.doubt is not None:
+            _warn_once(image.doubt.kind, f"case {case_id}: {path} {image.doubt.message}")
+        view, affine = to_canonical(image.load()[None], image.affine)
+        data = convert(view[0], slope=image.slope, intercept=image.intercept)
+    return data, Grid(shape=data.shape, affine=affine)
 
-    if not path.is_file():
-        raise image_error("missing file", "the file does not exist; add it", path=path, case_id=case_id)
-    sitk.ProcessObject_SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+
+def _warn_once(kind: str, message: str) -> None:
+    """Warn of the first file of a kind in this process; the integrity check lists all of them."""
+    if kind not in _WARNED:
+        _WARNED.add(kind)
+        log.warning("%s (only the first such file is named; --verify_dataset_integrity lists all)", message)
+
+
+_WARNED: set[str] = set()
+
+
+def _describe(path: Path) -> ImageFile:
+    _refuse_other_things(path)
+    if is_nifti(path):
+        return describe_nifti(path)
+    return describe_metaimage(path) if is_metaimage(path) else describe_itk_image(path)
+
+
+def _refuse_other_things(path: Path) -> None:
+    """Raise ImageFault for what is no single image file, such as DICOM's series of slices."""
+    how = "make a dataset of DICOM series by `oaplug_convert dicom`"
+    if path.is_dir():
+        raise ImageFault("DICOM", f"is a folder, expected one file per channel; {how}")
+    if not path.exists():
+        raise ImageFault("missing file", "the file does not exist; add it")
+    with path.open("rb") as file:
+        start = file.read(132)
+    place, magic = _DICOM_MAGIC
+    if start[place] == magic or path.suffix.lower() in _DICOM_ENDINGS:
+        raise ImageFault("DICOM", f"is a DICOM file, expected one volume per file; {how}")
+
+
+@contextmanager
+def _naming(path: Path, *, case_id: str) -> Iterator[None]:
+    """Turn whatever is wrong with a file into an ImageError that names the case and the file."""
+    from isal import isal_zlib
+
+    damage: Any = isal_zlib.error
     try:
-        stored = read_stored_voxels(path)
-        reader.ReadImageInformation()
-        refusal = _refusal(reader) or (stored.cut_short() if stored else "")
-        image = None if refusal else reader.Execute()
-    except (RuntimeError, OSError, EOFError, ValueError, OverflowError, zlib.error) as failure:
+        yield
+    except ImageFault as fault:
+        raise image_error(fault.kind, fault.message, path=path, case_id=case_id) from None
+    except EOFError as failure:
+        message = f"is cut short ({_reason(failure)}); copy it again"
+        raise image_error("cut short", message, path=path, case_id=case_id) from None
+    except (RuntimeError, OSError, ValueError, OverflowError, damage) as failure:
         message = f"cannot be read ({_reason(failure)}); copy or export it again"
         raise image_error("unreadable file", message, path=path, case_id=case_id) from None
-    if image is None:
-        raise image_error("unusable image", refusal, path=path, case_id=case_id)
-    if stored and not stored.all_finite():
-        raise image_error("NaN or infinite", _NOT_FINITE, path=path, case_id=case_id)
-    # a copy, because a view would outlive the image whose memory it shows
-    data, affine = to_canonical(sitk.GetArrayFromImage(image).transpose(2, 1, 0)[None], _ras_affine(image))
-    return data[0], Grid(shape=data.shape[1:], affine=affine)
-
-
-_NOT_FINITE = "has voxels that are NaN, infinite or beyond float32; export the image again"
-
-
-def _refusal(reader: Any) -> str:
-    """Why an image whose header was read cannot be used; empty where it can."""
-    import SimpleITK as sitk
-
-    if reader.GetDimension() != 3:
-        return f"expected a 3D image, got {reader.GetDimension()}D; save one 3D file per channel"
-    if reader.GetPixelID() in {sitk.sitkComplexFloat32, sitk.sitkComplexFloat64}:
-        return "expected real voxels, got complex ones; save the magnitude"
-    components = reader.GetNumberOfComponents()
-    if components != 1:
-        return f"expected one value per voxel, got {components} (colour?); save one file per channel"
-    return ""
 
 
 def _reason(failure: BaseException) -> str:
@@ -181,15 +214,6 @@ def _reason(failure: BaseException) -> str:
     lines = [line.strip() for line in str(failure).splitlines() if not line.startswith("Reason:")]
     last = (lines or [type(failure).__name__])[-1]
     return last.removeprefix("sitk::ERROR: ").removeprefix("ITK ERROR: ").rstrip(".")
-
-
-def _ras_affine(image: Any) -> Affine:
-    """The affine from voxel indices (x,y,z) to RAS+ millimetres of a SimpleITK image, which is LPS+."""
-    to_ras = np.diag([-1.0, -1.0, 1.0])
-    affine = np.eye(4)
-    affine[:3, :3] = to_ras @ np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = to_ras @ np.asarray(image.GetOrigin())
-    return affine
 
 
 def image_error(kind: str, message: str, *, path: Path, case_id: str) -> ImageError:

@@ -26,6 +26,7 @@ from oaplug.core.predictions import (
 )
 from oaplug.model.run_folder import read_run, run_difference, targets_of_run
 from oaplug.prepare.folder import PreprocessedFolder
+from oaplug.prepare.quarantine import quarantined_cases
 from oaplug.prepare.splits import read_splits
 from oaplug.train.checkpoints import checkpoint_path, has_state
 from oaplug.train.fold import usable_cases
@@ -85,7 +86,9 @@ def is_finished(request: FoldRequest, registry: Registry) -> bool:
     if (folder / "validation" / "summary.json").is_file():
         return True
     by_id = {case.case_id: case for case in request.data.cases()}
-    return not usable_cases(request.split.val, by_id, targets_of_run(request.run, registry))
+    out = quarantined_cases(request.data.folder, request.run.configuration.data_identifier)
+    validation = [case_id for case_id in request.split.val if case_id not in out]
+    return not usable_cases(validation, by_id, targets_of_run(request.run, registry))
 
 
 def _folder(request: FoldRequest) -> Path:

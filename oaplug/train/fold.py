@@ -24,6 +24,7 @@ from oaplug.model.precision import choose_precision
 from oaplug.model.run_folder import RunDescription, build_network, run_to_json, targets_of_run
 from oaplug.plug.registry import parse_options
 from oaplug.plug.specs import CallbackSpec
+from oaplug.prepare.quarantine import without_quarantined
 from oaplug.prepare.store import read_record
 from oaplug.train.checkpoints import checkpoint_path, clean, fold_lock, has_state
 from oaplug.train.environment import digest_of_data, environment
@@ -144,12 +145,15 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
     run, settings = request.run, request.run.plan.training
     targets = targets_of_run(run, registry)
     by_id = {case.case_id: case for case in request.data.cases()}
-    training = usable_cases(request.split.train, by_id, targets)
+    split = without_quarantined(
+        request.split, request.data, run.configuration.data_identifier, name=request.fold
+    )
+    training = usable_cases(split.train, by_id, targets)
     if len(training) < 2:
         raise PlanError(
             f"fold {request.fold} has {len(training)} training cases with a label of {list(targets)}"
         )
-    validation = usable_cases(request.split.val, by_id, targets)
+    validation = usable_cases(split.val, by_id, targets)
     counts = grade_counts(training, targets)
     network = _network(request, registry, folder, counts=counts)
     _check_preprocessed(request, [*training, *validation])
