@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 
 # before anything imports torch: tests run side by side, and a second thread costs more than it gives
@@ -92,6 +93,14 @@ def _places_only_from_arguments(monkeypatch):
     for name in ("OAPLUG_LOAD_PLUGINS", "OAPLUG_PLUGINS_STRICT", "OAPLUG_TRACE_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OAPLUG_CONFIG", os.devnull)
+
+
+@pytest.fixture(autouse=True)
+def _locale_stays():
+    """GDCM, which reads and writes DICOM, leaves the locale C behind at times."""
+    language = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, language)
 
 
 @pytest.fixture(scope="session")

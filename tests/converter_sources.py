@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import locale
 import zipfile
 from pathlib import Path
 
@@ -166,7 +165,6 @@ def save_series(
     Slices lie STEP_MM apart along the normal, or at `positions` in mm; a tag may be a list, slice by slice.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    language = locale.setlocale(locale.LC_ALL)  # GDCM's writer leaves C behind at times
     row, column = np.asarray(orientation)
     normal = np.cross(row, column)
     where = np.arange(len(voxels)) * STEP_MM if positions is None else positions
@@ -204,7 +202,6 @@ def save_series(
         writer.SetFileName(str(path))
         writer.Execute(image)
         paths.append(path)
-    locale.setlocale(locale.LC_ALL, language)
     return paths
 
 

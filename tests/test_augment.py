@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from oaplug.feed.augment.apply import apply_draws
 from oaplug.feed.augment.batchgenerators import build_transforms, transform_case
 from oaplug.feed.augment.captions import describe
 from oaplug.feed.augment.draw import BIAS_POWERS, Draw, check_mirroring, draw_augmentation
-from oaplug.feed.augment.spatial import elastic_coefficients, move, sampling_places
+from oaplug.feed.augment.spatial import elastic_coefficients, linear_map, move, sampling_places
 
 ALWAYS = AugmentationSettings(
     rotation_probability=1, scale_probability=1, shift_probability=1, noise_probability=1,
@@ -74,6 +75,33 @@ def test_the_composed_sampling_agrees_with_scipy_for_unequal_sizes(degrees, scal
         mode="nearest",
     )
     np.testing.assert_allclose(move(volume, draw)[0].numpy(), expected, atol=2e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    degrees=st.tuples(*[st.floats(-25, 25)] * 3),
+    voxel_mm=st.tuples(*[st.floats(0.3, 3)] * 3),
+    offset=st.tuples(*[st.floats(-9, 9)] * 3),
+)
+def test_rotation_keeps_distances_in_millimetres_whatever_the_sides_of_a_voxel(degrees, voxel_mm, offset):
+    there = linear_map(Draw(rotation_degrees=degrees, voxel_mm=voxel_mm)).numpy() @ offset
+    length = np.linalg.norm(np.multiply(offset, voxel_mm))
+    assert np.linalg.norm(there * voxel_mm) == pytest.approx(length, abs=1e-9)
+
+
+def test_rotating_an_anisotropic_volume_is_simpleitks_rotation_in_millimetres():
+    voxel_mm, size = (2.5, 0.8, 1.1), (14, 30, 22)
+    volume = smooth_volume(size)
+    draw = Draw(rotation_degrees=(8.0, -14.0, 11.0), voxel_mm=voxel_mm)
+    image = sitk.GetImageFromArray(volume[0].numpy())
+    image.SetSpacing(voxel_mm[::-1])
+    matrix = sampling_matrix(degrees=draw.rotation_degrees, scale=1, mirrored=(False,) * 3)[::-1, ::-1]
+    center = image.TransformContinuousIndexToPhysicalPoint([(length - 1) / 2 for length in size[::-1]])
+    turn = sitk.AffineTransform(matrix.ravel().tolist(), (0, 0, 0), center)
+    expected = sitk.GetArrayFromImage(sitk.Resample(image, turn, sitk.sitkLinear, -99.0))
+    inside = expected > -99
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(move(volume, draw)[0].numpy()[inside], expected[inside], atol=1e-4)
 
 
 def test_scaling_along_the_axes_and_by_a_grid_give_the_same_numbers():
@@ -248,7 +276,7 @@ def test_a_draw_depends_on_seed_fold_epoch_and_case_only():
     for seed, *purpose in others:
         other = draw_augmentation(EVERYTHING, seed, *purpose)
         same = {f.name for f in fields(Draw) if getattr(other, f.name) == getattr(first, f.name)}
-        assert same == {"mirrored", "elastic_spacing_voxels", "keep_statistics"}
+        assert same == {"voxel_mm", "mirrored", "elastic_spacing_voxels", "keep_statistics"}
 
 
 def test_the_first_parts_are_drawn_as_they_ever_were_whatever_the_later_ones_do():

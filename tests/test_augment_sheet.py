@@ -177,4 +177,4 @@ def test_a_case_that_is_not_preprocessed_is_named(preprocessed, tmp_path, capsys
     elsewhere = {n: replace(c, data_identifier="nowhere") for n, c in plan.configurations.items()}
     write_plan(preprocessed / "other.json", replace(plan, plans_name="other", configurations=elsewhere))
     assert plot(preprocessed, tmp_path / "sheet.png", "--plans", "other") == 2
-    assert "case toy_000 is not preprocessed; run oaplug_preprocess" in capsys.readouterr().err
+    assert "no training case is preprocessed; run oaplug_preprocess" in capsys.readouterr().err

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from oaplug.core.case import Case
     from oaplug.core.plan import Plan
     from oaplug.feed.augment.contact_sheet import View
     from oaplug.prepare.folder import PreprocessedFolder
@@ -62,8 +63,7 @@ def _work(arguments: argparse.Namespace) -> None:
     folder = PreprocessedFolder(find_dataset(places(arguments).preprocessed, arguments.dataset))
     plan = _plan(folder, arguments)
     geometry = plan.configuration(arguments.configuration)
-    spacing_mm = geometry.spacing_mm if geometry.fit == "pad_crop" else (1.0, 1.0, 1.0)
-    view = View(arguments.axis, spacing_mm, geometry.size_voxels)
+    view = View(arguments.axis, geometry.voxel_mm, geometry.size_voxels)
     figure = _figure(folder, plan, view=view, arguments=arguments)
     make_folder(arguments.output.resolve().parent)
     with atomic_path(arguments.output) as temporary:
@@ -101,9 +101,8 @@ def _figure(folder: PreprocessedFolder, plan: Plan, *, view: View, arguments: ar
 
     cases = [case for case in folder.cases() if case.split == "train"]
     check_mirroring(plan.augmentation, cases)
-    wanted = [case.case_id for case in cases][: 1 if arguments.parts else arguments.n]
     identifier = plan.configuration(arguments.configuration).data_identifier
-    volumes = _read(folder, identifier, wanted)
+    volumes = _read(folder, identifier, cases, count=1 if arguments.parts else arguments.n)
     if arguments.parts:
         return part_sheet(next(iter(volumes.values())), plan.augmentation, view=view)
     return sample_sheet(
@@ -111,16 +110,19 @@ def _figure(folder: PreprocessedFolder, plan: Plan, *, view: View, arguments: ar
     )
 
 
-def _read(folder: PreprocessedFolder, identifier: str, case_ids: Sequence[str]) -> dict[str, Tensor]:
-    """Preprocessed volumes (C,D,H,W) float32 by case id."""
+def _read(
+    folder: PreprocessedFolder, identifier: str, cases: Sequence[Case], *, count: int
+) -> dict[str, Tensor]:
+    """Preprocessed volumes (C,D,H,W) float32 of the first cases that have one, by case id."""
     import torch
 
     from oaplug.prepare.store import read_array
 
-    missing = [i for i in case_ids if not folder.record_path(identifier, i).is_file()]
-    if missing or not case_ids:
-        what = f"case {missing[0]} is not preprocessed" if missing else "there is no training case"
-        raise PlanError(f"{folder.folder / identifier}: {what}; run oaplug_preprocess first")
+    ready = [c.case_id for c in cases if folder.record_path(identifier, c.case_id).is_file()]
+    if not ready:
+        where = folder.folder / identifier
+        raise PlanError(f"{where}: no training case is preprocessed; run oaplug_preprocess first")
     return {
-        i: torch.from_numpy(read_array(folder.array_path(identifier, i)).astype("float32")) for i in case_ids
+        i: torch.from_numpy(read_array(folder.array_path(identifier, i)).astype("float32"))
+        for i in ready[:count]
     }

@@ -39,6 +39,11 @@ class Configuration:
                 f"sizes and spacings must be positive, got {self.size_voxels} and {self.spacing_mm}"
             )
 
+    @property
+    def voxel_mm(self) -> tuple[float, float, float]:
+        """Sides of a prepared voxel; of a cube where every case is stretched by a factor of its own."""
+        return self.spacing_mm if self.fit == "pad_crop" else (1.0, 1.0, 1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:

@@ -76,7 +76,8 @@ class LoadedBatch:
 class BatchSource:
     """Gives the batches of an epoch.
 
-    `class_weights` maps a target to a weight per grade index; cases take the weight of their grade. Raises
+    `voxel_mm` are the sides of a voxel (D,H,W), for rotations. `class_weights` maps a target to a weight per
+    grade index; cases take the weight of their grade. Raises
     PlanError where augmentation would swap medial and lateral of cases that have a side.
     """
 
@@ -88,6 +89,7 @@ class BatchSource:
     fold: str
     device: torch.device
     augmentation: AugmentationSettings | None = None
+    voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     class_weights: Mapping[str, Sequence[float]] | None = None
     sampling_weights: Mapping[str, Sequence[float]] | None = None
     readers: int = 1
@@ -188,7 +190,7 @@ class BatchSource:
             return volume
         purposes: list[tuple[int | str, ...]] = [(self.fold, epoch, case.case_id) for case in cases]
         if settings.backend == "native":
-            draws = [draw_augmentation(settings, self.seed, *purpose) for purpose in purposes]
+            draws = [draw_augmentation(settings, self.seed, *p, voxel_mm=self.voxel_mm) for p in purposes]
             return apply_draws(volume, draws, in_place=True)
         from oaplug.feed.augment.batchgenerators import build_transforms, transform_case
 

@@ -54,20 +54,21 @@ def measure_feed(
     device: torch.device,
     seconds: float | None = None,
 ) -> FeedThroughput:
-    """Measure on `device` with a plan's batch size, readers and augmentation, `seconds` (default: SECONDS) for each stage.
+    """Measure on `device` with a plan's batch size, readers and augmentation, each stage for `seconds`.
 
-    Files that were read lately come from the system's cache. Raises DatasetError where a case was not
-    preprocessed or is damaged.
+    None: SECONDS. Files that were read lately come from the system's cache. Raises DatasetError where a
+    case was not preprocessed or is damaged.
     """
     seconds = SECONDS if seconds is None else seconds
-    identifier = plan.configuration(configuration).data_identifier
+    geometry = plan.configuration(configuration)
+    identifier = geometry.data_identifier
     chosen = list(cases)[:MOST_CASES]
     kept = VolumeStore(data, identifier)
     fitting = kept.room_for(kept.read(chosen[0].case_id)) + 1
     from_disk = BatchSource(
         cases=chosen, store=VolumeStore(data, identifier, memory_bytes=0), targets=(), seed=0, fold="feed",
         batch_size=min(plan.training.batch_size, len(chosen)), device=device,
-        augmentation=plan.augmentation, readers=plan.training.readers,
+        augmentation=plan.augmentation, voxel_mm=geometry.voxel_mm, readers=plan.training.readers,
     )  # fmt: skip
     from_memory = replace(from_disk, store=kept)
     read = _seconds_per_case(replace(from_disk, augmentation=None, device=torch.device("cpu")), seconds)

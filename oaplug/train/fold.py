@@ -235,6 +235,7 @@ def _sources(
     for_training = source(
         cases=training,
         augmentation=run.plan.augmentation,
+        voxel_mm=run.configuration.voxel_mm,
         class_weights=balanced if settings.class_weights == "balanced" else None,
         sampling_weights=balanced if settings.sampling == "balanced" else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ class View:
 
     def __init__(self, axis: str, spacing_mm: Triple, size_voxels: Sequence[int]) -> None:
         self._axis = AXES.index(axis)
+        self.voxel_mm = spacing_mm
         across, up = (i for i in range(3) if i != self._axis)
         self._aspect = spacing_mm[up] / spacing_mm[across]
         self.height_per_width = size_voxels[up] / size_voxels[across] * self._aspect
@@ -65,14 +67,19 @@ def sample_sheet(
         window = _window(view.slice_of(volume))
         view.show(row[0], volume, window=window, caption=case_id)
         for epoch, panel in enumerate(row[1:]):
-            changed, parts = _sample(volume, settings, seed, ("0", epoch, case_id))
+            changed, parts = _sample(volume, settings, seed, ("0", epoch, case_id), voxel_mm=view.voxel_mm)
             caption = _wrap([f"epoch {epoch}: " + (parts[0] if parts else "as it is"), *parts[1:]])
             view.show(panel, changed, window=window, caption=caption)
     return figure
 
 
 def _sample(
-    volume: Tensor, settings: AugmentationSettings, seed: int, purpose: tuple[int | str, ...]
+    volume: Tensor,
+    settings: AugmentationSettings,
+    seed: int,
+    purpose: tuple[int | str, ...],
+    *,
+    voxel_mm: Triple,
 ) -> tuple[Tensor, list[str]]:
     """A case as training sees it, and what was drawn (not known of batchgeneratorsv2)."""
     if settings.backend == "batchgeneratorsv2":
@@ -80,7 +87,7 @@ def _sample(
 
         transforms = build_transforms(settings, size=volume.shape[1:])
         return transform_case(transforms, volume.clone(), seed, *purpose), ["batchgeneratorsv2"]
-    draw = draw_augmentation(settings, seed, *purpose)
+    draw = draw_augmentation(settings, seed, *purpose, voxel_mm=voxel_mm)
     return apply_draws(volume[None], [draw])[0], describe(draw)
 
 
@@ -93,7 +100,9 @@ def part_sheet(volume: Tensor, settings: AugmentationSettings, *, view: View) ->
     for panel in panels.flat:
         panel.set_axis_off()
     for part, place in zip(parts, places, strict=False):
-        low, high = (apply_draws(volume[None], [draw])[0] for draw in part.draws)
+        low, high = (
+            apply_draws(volume[None], [replace(draw, voxel_mm=view.voxel_mm)])[0] for draw in part.draws
+        )
         captions = [_wrap(describe(draw) or ["as it is"]) for draw in part.draws]
         view.show(place[0], low, window=window, caption=captions[0])
         view.show(place[1], volume, window=window, caption="original")

@@ -29,17 +29,20 @@ BIAS_POWERS = tuple(
 """Powers of d, h, w of the bias field's terms; the constant one would be brightness."""
 Triple = tuple[float, float, float]
 STILL = (0.0, 0.0, 0.0)
+CUBE = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """What happens to one case: spatial parts follow D,H,W; neutral values change nothing.
 
-    `bias_coefficients` belong to BIAS_POWERS. `keep_statistics` is a rule, not a draw: contrast stays in
-    the volume's range and gamma keeps mean and standard deviation.
+    `voxel_mm` are the sides of a voxel, in whose millimetres rotations keep shapes. `bias_coefficients`
+    belong to BIAS_POWERS. `keep_statistics` is a rule, not a draw: contrast stays in the volume's range and
+    gamma keeps mean and standard deviation.
     """
 
     rotation_degrees: Triple = STILL
+    voxel_mm: Triple = CUBE
     scale: float = 1.0
     shift_fraction: Triple = STILL
     mirrored: tuple[bool, bool, bool] = (False, False, False)
@@ -65,13 +68,16 @@ class Draw:
     @property
     def is_neutral(self) -> bool:
         """Whether nothing changes."""
-        kept = {"elastic_spacing_voxels", "elastic_seed", "keep_statistics", "noise_seed"}
+        kept = {"voxel_mm", "elastic_spacing_voxels", "elastic_seed", "keep_statistics", "noise_seed"}
         return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in kept)
 
 
-def draw_augmentation(settings: AugmentationSettings, seed: int, *purpose: int | str) -> Draw:
+def draw_augmentation(
+    settings: AugmentationSettings, seed: int, *purpose: int | str, voxel_mm: Triple = CUBE
+) -> Draw:
     """Draw one case's parameters; they depend on the seed and purpose (fold, epoch, case) alone.
 
+    `voxel_mm` (D,H,W) is taken over.
     The first parts share one generator; each that came later has its own, so that it shifts no other's draws.
     """
     rng = random_generator(seed, "augment", *purpose)
@@ -85,6 +91,7 @@ def draw_augmentation(settings: AugmentationSettings, seed: int, *purpose: int |
     noisy = rng.random() < settings.noise_probability
     return Draw(
         rotation_degrees=rotation or STILL,
+        voxel_mm=voxel_mm,
         scale=scale,
         shift_fraction=shift or STILL,
         mirrored=(mirrored[0], mirrored[1], mirrored[2]),

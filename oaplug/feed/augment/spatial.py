@@ -112,10 +112,12 @@ def _ramp(direction: Tensor, length: int) -> Tensor:
 def linear_map(draw: Draw) -> Tensor:
     """(3,3) float64 from offsets in voxels (d,h,w) of the output to those of the input.
 
-    Rotation is in voxel proportions, whatever the lengths of the sides, so that shapes are kept.
+    Rotation is in millimetres, so that shapes are kept whatever the sides of a voxel.
     """
+    sides = torch.tensor(draw.voxel_mm, dtype=torch.float64)
+    rotation = _rotation(draw.rotation_degrees) * sides / sides[:, None]
     mirror = torch.diag(torch.tensor([-1.0 if flip else 1.0 for flip in draw.mirrored], dtype=torch.float64))
-    return _rotation(draw.rotation_degrees) @ mirror / draw.scale
+    return rotation @ mirror / draw.scale
 
 
 def _rotation(degrees: Sequence[float]) -> Tensor:
