@@ -336,7 +336,7 @@ def test_a_wrong_cell_is_told_with_its_row_and_all_other_cases_are_converted(tmp
     assert "subInfo_train.xlsx:3: " in line
     assert "problems (above): 1; mend these and run the same command again" in raw.err
     assert set(cases_by_id(folder)) == {"oaizib_001", "oaizib_003", "oaizib_004"}
-    raw.convert("oaizib_cm", source, "--skip_bad")
+    raw.convert("oaizib_cm", source, "--skip-bad")
     save_table(source / "subInfo_train.xlsx", [knee(1), knee(2), knee(3)], XLSX_COLUMNS)
     raw.convert("oaizib_cm", source)
     assert len(cases_by_id(folder)) == 4, "what was mended is converted by the next run"

@@ -420,7 +420,7 @@ def test_nothing_of_a_patient_or_study_is_written_into_the_dataset(conversion):
     (conversion.source / places[2] / "003.dcm").unlink()
     conversion.table(*places)
     folder = conversion.run(status=2)
-    conversion.run("--skip_bad")
+    conversion.run("--skip-bad")
     words = ["DOE", "JANE", "777", "WHO", "ELSEWHERE", "MAIN", "19450203", "20040531", "1.2.3", "1.2.5"]
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 6

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="an option of the converter, in place of that of --settings; repeatable",
     )
     parser.add_argument(
-        "--skip_bad", action="store_true", help="leave bad cases out, instead of exit status 2 at the end"
+        "--skip-bad", action="store_true", help="leave bad cases out, instead of exit status 2 at the end"
     )
     add_places(parser, "raw")
     return run_command(parser, _work, arguments)
@@ -121,7 +121,7 @@ def convert(
     if record.problems and not skip_bad:
         raise DatasetError(
             f"{folder.name}: cases that are there: {record.cases}, problems (above): {len(record.problems)}; "
-            "mend these and run the same command again, or leave these cases out with --skip_bad"
+            "mend these and run the same command again, or leave these cases out with --skip-bad"
         )
     return folder
 
