@@ -70,9 +70,11 @@ def test_every_kind_of_problem_that_the_integrity_check_finds_is_documented():
     documented = {
         quoted(row[0])[0] for row in table(DOCS / "datasets.md", "Integrity check", first="problem")
     }
-    reading = ("reading", "image_file", "nifti", "nifti_place", "metaimage", "itk_image", "stored_voxels")
-    prepare = (f"prepare/{name}.py" for name in (*reading, "voxels", "integrity"))
-    sources = ("core/case_table.py", "core/dataset.py", *prepare)
+    formats = sorted(
+        f"prepare/formats/{path.name}" for path in (ROOT / "oaplug/prepare/formats").glob("*.py")
+    )
+    reading = ("prepare/reading.py", "prepare/integrity.py", *formats)
+    sources = ("core/case_table.py", "core/dataset.py", *reading)
     found = set().union(*(_problem_kinds(ROOT / "oaplug" / source) for source in sources))
     assert documented == found
 

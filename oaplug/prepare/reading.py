@@ -12,12 +12,12 @@ import numpy as np
 from oaplug.core.case import Problem
 from oaplug.core.errors import DatasetError
 from oaplug.core.volume import Volume
+from oaplug.prepare.formats.image_file import ImageFault, ImageFile
+from oaplug.prepare.formats.itk_image import describe_itk_image
+from oaplug.prepare.formats.metaimage import describe_metaimage, is_metaimage
+from oaplug.prepare.formats.nifti import describe_nifti, is_nifti
+from oaplug.prepare.formats.voxels import is_constant, to_float32, to_labels
 from oaplug.prepare.geometry import spacing_of, to_canonical
-from oaplug.prepare.image_file import ImageFault, ImageFile
-from oaplug.prepare.itk_image import describe_itk_image
-from oaplug.prepare.metaimage import describe_metaimage, is_metaimage
-from oaplug.prepare.nifti import describe_nifti, is_nifti
-from oaplug.prepare.voxels import is_constant, to_float32, to_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

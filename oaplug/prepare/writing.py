@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oaplug.core.artifacts import atomic_path
+from oaplug.prepare.formats.nifti import read_header
 from oaplug.prepare.geometry import from_canonical
-from oaplug.prepare.nifti import read_header
 from oaplug.prepare.reading import read_grid
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from oaplug.prepare.folder import PreprocessedFolder
 from oaplug.prepare.quarantine import quarantined_cases
 from oaplug.prepare.splits import read_splits
 from oaplug.train.checkpoints import checkpoint_path, has_state
-from oaplug.train.fold import usable_cases
+from oaplug.train.fold_cases import usable_cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

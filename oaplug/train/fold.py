@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from oaplug.core.artifacts import digest_of_json, make_folder, read_json, write_json
+from oaplug.core.artifacts import make_folder, read_json, write_json
 from oaplug.core.errors import CheckpointError, PlanError, nearest
 from oaplug.core.evaluation import default_best_metric, table_metrics
 from oaplug.core.leak import trained_on
@@ -19,7 +17,6 @@ from oaplug.core.metrics import METRIC_NAMES
 from oaplug.core.predictions import write_predictions, write_trained_on
 from oaplug.core.seeds import derive_seed
 from oaplug.core.settings import to_mapping
-from oaplug.feed.source import BatchSource, VolumeStore, balanced_weights
 from oaplug.model.precision import choose_precision
 from oaplug.model.run_folder import RunDescription, build_network, run_to_json, targets_of_run
 from oaplug.plug.registry import parse_options
@@ -28,6 +25,7 @@ from oaplug.prepare.quarantine import without_quarantined
 from oaplug.prepare.store import read_record
 from oaplug.train.checkpoints import checkpoint_path, clean, fold_lock, has_state
 from oaplug.train.environment import digest_of_data, environment
+from oaplug.train.fold_cases import batch_sources, check_preprocessed, grade_counts, usable_cases
 from oaplug.train.logbook import log_file
 from oaplug.train.pretrained import start_from_weights
 from oaplug.train.settings import model_name
@@ -156,8 +154,8 @@ def _job(request: FoldRequest, registry: Registry, folder: Path) -> TrainingJob:
     validation = usable_cases(split.val, by_id, targets)
     counts = grade_counts(training, targets)
     network = _network(request, registry, folder, counts=counts)
-    _check_preprocessed(request, [*training, *validation])
-    for_training, for_validation = _sources(request, training, validation, counts=counts)
+    check_preprocessed(request, [*training, *validation])
+    for_training, for_validation = batch_sources(request, training, validation, counts=counts)
     job = TrainingJob(
         network=network,
         training=for_training,
@@ -200,65 +198,6 @@ def _network(
     return network
 
 
-def _sources(
-    request: FoldRequest,
-    training: Sequence[Case],
-    validation: Sequence[Case],
-    *,
-    counts: Mapping[str, Sequence[int]],
-) -> tuple[BatchSource, BatchSource | None]:
-    """Batches of the training and of the validation cases (None: there are none).
-
-    `counts` gives per target how often each grade occurs, the target that weighs cases first.
-    """
-    run, settings = request.run, request.run.plan.training
-    batch_size = min(settings.batch_size, len(training))
-    if batch_size % request.world.size:
-        raise PlanError(
-            f"training.batch_size is {batch_size}, which {request.world.size} processes cannot share; choose "
-            "a multiple"
-        )
-    first = next(iter(counts))
-    balanced = {first: balanced_weights(counts[first])}
-    source = partial(
-        BatchSource,
-        store=VolumeStore(request.data, run.configuration.data_identifier),
-        targets=tuple(counts),
-        batch_size=batch_size,
-        seed=settings.seed,
-        fold=request.fold,
-        device=request.device,
-        readers=settings.readers,
-        rank=request.world.rank,
-        world_size=request.world.size,
-    )
-    for_training = source(
-        cases=training,
-        augmentation=run.plan.augmentation,
-        voxel_mm=run.configuration.voxel_mm,
-        class_weights=balanced if settings.class_weights == "balanced" else None,
-        sampling_weights=balanced if settings.sampling == "balanced" else None,
-    )
-    return for_training, source(cases=validation) if validation else None
-
-
-def _check_preprocessed(request: FoldRequest, cases: Sequence[Case]) -> None:
-    """Every case must have been preprocessed exactly as the run's configuration says."""
-    wanted = digest_of_json(to_mapping(request.run.configuration))
-    name = request.run.choices.configuration
-    for case in cases:
-        path = request.data.record_path(request.run.configuration.data_identifier, case.case_id)
-        if not path.is_file():
-            raise PlanError(
-                f"case {case.case_id} is not preprocessed ({path} is missing); run oaplug_preprocess"
-            )
-        if read_record(path).configuration != wanted:
-            raise PlanError(
-                f"case {case.case_id} was preprocessed with other settings than {name!r} "
-                "of the plan has now; run oaplug_preprocess again (change geometry in the plan, not by --set)"
-            )
-
-
 def _remember_cases(request: FoldRequest, folder: Path, cases: Sequence[Case]) -> None:
     """trained_on.json: keyed hashes of subjects and images, for the leak guard of whoever uses the model."""
     identifier = request.run.configuration.data_identifier
@@ -280,19 +219,6 @@ def _best_metric(name: str, targets: Mapping[str, Target]) -> str:
     if name not in choices or (metric == "qwk" and len(targets[target].grades) == 2):
         raise PlanError(f"training.best_metric: no metric {name!r}{nearest(name, choices)}")
     return name
-
-
-def usable_cases(
-    case_ids: Sequence[str], by_id: Mapping[str, Case], targets: Mapping[str, Target]
-) -> list[Case]:
-    """Cases with a label of at least one of the targets."""
-    return [by_id[i] for i in case_ids if any(by_id[i].has_label(name) for name in targets)]
-
-
-def grade_counts(cases: Sequence[Case], targets: Mapping[str, Target]) -> dict[str, list[int]]:
-    """How often each grade of each target occurs."""
-    counts = {name: Counter(case.labels.get(name) for case in cases) for name in targets}
-    return {name: [counts[name][i] for i in range(len(t.grades))] for name, t in targets.items()}
 
 
 def _write_debug(folder: Path, job: TrainingJob) -> None:

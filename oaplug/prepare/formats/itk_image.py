@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oaplug.prepare.image_file import (
+from oaplug.prepare.formats.image_file import (
     ImageFault,
     ImageFile,
     affine_from_lps,

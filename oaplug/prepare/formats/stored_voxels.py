@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oaplug.prepare.image_file import ImageFault
+from oaplug.prepare.formats.image_file import ImageFault
 
 if TYPE_CHECKING:
     from io import BufferedIOBase

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oaplug.prepare.image_file import ImageFault, ImageFile, check_dimensions, check_one_value
-from oaplug.prepare.nifti_place import NiftiPlace, affine_of
-from oaplug.prepare.stored_voxels import StoredVoxels, open_unpacked
+from oaplug.prepare.formats.image_file import ImageFault, ImageFile, check_dimensions, check_one_value
+from oaplug.prepare.formats.nifti_place import NiftiPlace, affine_of
+from oaplug.prepare.formats.stored_voxels import StoredVoxels, open_unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oaplug.prepare.image_file import ImageFault, affine_from_lps, check_right_angles, check_spacing
+from oaplug.prepare.formats.image_file import ImageFault, affine_from_lps, check_right_angles, check_spacing
 
 if TYPE_CHECKING:
     from oaplug.core.volume import Affine

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oaplug.prepare.image_file import (
+from oaplug.prepare.formats.image_file import (
     ImageFault,
     ImageFile,
     affine_from_lps,
@@ -15,7 +15,7 @@ from oaplug.prepare.image_file import (
     check_right_angles,
     check_spacing,
 )
-from oaplug.prepare.stored_voxels import StoredVoxels
+from oaplug.prepare.formats.stored_voxels import StoredVoxels
 
 if TYPE_CHECKING:
     from pathlib import Path
