@@ -71,11 +71,11 @@ $(MADE)/trained_single_kl: $(MADE)/preprocessed
 	touch $@
 
 $(MADE)/predicted_dual: $(MADE)/trained_dual
-	$(BIN)/oaplug_predict -i $(DEMO)/raw/$(DATASET)/imagesTs -d 901 -b resnet3d --head dual -c 3d_fullres
+	$(BIN)/oaplug_predict -i $(DEMO)/raw/$(DATASET)/imagesTs -d 901 -b resnet3d --head dual -c 3d_fullres --features
 	touch $@
 
 $(MADE)/predicted_single_kl: $(MADE)/trained_single_kl
-	$(BIN)/oaplug_predict -i $(DEMO)/raw/$(DATASET)/imagesTs -d 901 -b resnet3d --head single --target kl -c 3d_fullres
+	$(BIN)/oaplug_predict -i $(DEMO)/raw/$(DATASET)/imagesTs -d 901 -b resnet3d --head single --target kl -c 3d_fullres --features
 	touch $@
 
 $(MADE)/report: $(MADE)/predicted_dual $(MADE)/predicted_single_kl

@@ -755,6 +755,19 @@ def test_one_format_for_all_is_kept_as_it_is(tmp_path, raw):
     assert open_dataset(folder).description.file_ending == ".nrrd"
 
 
+def test_nifti_2_is_an_image_too(tmp_path, raw):
+    source = tmp_path / "images"
+    first = nibabel.load(save_image(source / "a.nii.gz", seed=0))
+    second = nibabel.Nifti2Image(np.asarray(first.dataobj), first.affine)
+    nibabel.save(second, source / "a.nii")
+    save_table(source / "cases.csv", [{"case_id": "a", "image": "a.nii"}])
+    dataset = open_dataset(raw.convert("table", source))
+    found = read_image(dataset.cases[0].images, case_id="a")
+    expected = read_image([source / "a.nii.gz"], case_id="a")
+    np.testing.assert_array_equal(found.data, expected.data)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_tables_may_be_separated_by_comma_semicolon_or_tab(tmp_path, delimiter):
     path = tmp_path / "cases.csv"

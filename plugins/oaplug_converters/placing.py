@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import stat
@@ -128,10 +129,23 @@ def image_problem(path: Path) -> str:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
+        if _is_second_nifti(path):
+            return ""
         return f"{why_unreadable(path) or 'cannot be read as an image'}; get the file again"
     if reader.GetDimension() != 3:
         return f"expected a 3D image, got {reader.GetDimension()}D; save one 3D file per channel"
     return ""
+
+
+def _is_second_nifti(path: Path) -> bool:
+    """Whether a file is NIfTI-2, which oaplug reads and SimpleITK does not."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return False
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            return file.read(8)[4:] == b"n+2\0"
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def read_image(path: Path) -> Any:
