@@ -44,6 +44,8 @@ from oaplug.testing.toy_study import TOY_STUDIES, toy_study
 
 pytest_plugins = ["pytester"]
 
+pytestmark = pytest.mark.slow
+
 SOURCES = {
     "phantom": (None, {"cases": 4, "shape": [10, 16, 12]}),
     "oaizib_cm": (converter_sources.write_small_hub, {}),

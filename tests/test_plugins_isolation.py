@@ -235,6 +235,7 @@ def test_a_broken_plugin_is_named_in_exactly_one_line_that_says_why(listed, name
 TINY = ["--set", "cases=2", "--set", "shape=[9,8,10]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

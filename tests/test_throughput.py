@@ -18,7 +18,7 @@ from oaplug.prepare.folder import PreprocessedFolder
 from oaplug.prepare.store import write_array
 
 CASES = [Case(case_id=f"c{i}", subject_id=f"c{i}", images=(), labels={}) for i in range(4)]
-SLOW = 0.03
+SLOW = 0.01
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def plan_of(**training):
 
 def measure(data, *, cases=CASES, **training):
     device = torch.device("cpu")
-    return measure_feed(data, cases, plan_of(**training), "3d_lowres", device=device, seconds=0.2)
+    return measure_feed(data, cases, plan_of(**training), "3d_lowres", device=device, seconds=0.08)
 
 
 def test_slow_files_hold_up_the_first_epoch_only_where_all_cases_fit_in_memory(data, monkeypatch):

@@ -510,6 +510,7 @@ def small_state():
     return resnet3d_state(10) | {"conv1.weight": torch.linspace(-1, 1, 108).reshape(4, 1, 3, 3, 3)}
 
 
+@pytest.mark.slow
 def test_a_run_records_its_file_of_weights_and_keeps_it_when_it_goes_on(trained_project, tmp_path, capsys):
     project = trained_project.copy(tmp_path)
     file = saved(tmp_path / "medical.pth", {"state_dict": small_state() | {"fc.bias": torch.ones(2)}})
@@ -541,6 +542,7 @@ def test_a_run_records_its_file_of_weights_and_keeps_it_when_it_goes_on(trained_
     assert read_run(folder).choices.pretrained_weights.sha256 == digest
 
 
+@pytest.mark.slow
 def test_training_refuses_weights_that_do_not_fit_in_one_line_and_leaves_the_fold_untrained(
     trained_project, tmp_path, capsys
 ):
