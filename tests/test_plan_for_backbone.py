@@ -79,7 +79,7 @@ def test_a_plan_that_is_named_keeps_its_name(project):
 
 def test_what_is_preprocessed_for_a_backbone_is_trained_with_its_plan(project, capsys):
     assert project.prepare(901, "-b", "toy4") == 0
-    assert "next:   oaplug_train 901 3d_lowres 0 -b toy4 --head single --plans oaplugPlans_toy4" in (
+    assert "next:   oaplug_train 901 3d_lowres 0 -b toy4 --head dual --plans oaplugPlans_toy4" in (
         capsys.readouterr().out
     )
     assert project.train(901, "--plans", "oaplugPlans_toy4") == 0

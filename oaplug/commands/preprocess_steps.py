@@ -126,6 +126,8 @@ def _refuse_incomplete(found: Completeness, arguments: argparse.Namespace) -> No
 
 def say_next(folder: Path, arguments: argparse.Namespace) -> None:
     """Where the result lies and what to run next."""
+    from oaplug.prepare.folder import PreprocessedFolder
+
     print(f"result: {folder}")
     if arguments.num_parts > 1 and not getattr(arguments, "finalize", False):
         print(
@@ -134,6 +136,8 @@ def say_next(folder: Path, arguments: argparse.Namespace) -> None:
         )
         return
     words = [f"oaplug_train {arguments.dataset} {arguments.configurations[0]} 0"]
-    words += [f"-b {getattr(arguments, 'backbone', None) or 'resnet3d'} --head single"]
+    has_hierarchy = any(t.is_derived for t in PreprocessedFolder(folder).description().targets.values())
+    head = "dual" if has_hierarchy else "single"
+    words += [f"-b {getattr(arguments, 'backbone', None) or 'resnet3d'} --head {head}"]
     words += [f"--plans {arguments.plans}"] if arguments.plans != "oaplugPlans" else []
     print(f"next:   {' '.join(words)}")
