@@ -144,6 +144,7 @@ def test_overrides_change_the_picture_as_they_change_a_training(preprocessed, tm
     assert pictures[0].shape != pictures[2].shape or not np.array_equal(pictures[0], pictures[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra", [["--parts", "--axis", "W"], ["--set", "augmentation.backend=batchgeneratorsv2"]]
 )

@@ -205,6 +205,7 @@ def progress_in(checkpoint):
         return json.loads(file.metadata()["oaplug_checkpoint"])["progress"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_bits(project, monkeypatch, capsys):
     arguments = ("--head", "dual", "--set", "head.dropout=0.3", "--set", "training.threads=1")
     save = Trainer._save

@@ -229,6 +229,7 @@ def test_attention_is_that_of_pytorch_s_own_module():
     torch.testing.assert_close(attention(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_recomputed_activations_it_keeps_the_contract_too():
     check_backbone(
         registry().spec(BackboneSpec, "m3t"), SMALL | {"checkpoint_slices": True, "slices_per_chunk": 20}

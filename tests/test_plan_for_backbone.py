@@ -77,6 +77,7 @@ def test_a_plan_that_is_named_keeps_its_name(project):
     assert sizes(plans["mine"])["3d_fullres"] == (8, 12, 8)
 
 
+@pytest.mark.slow
 def test_what_is_preprocessed_for_a_backbone_is_trained_with_its_plan(project, capsys):
     assert project.prepare(901, "-b", "toy4") == 0
     assert "next:   oaplug_train 901 3d_lowres 0 -b toy4 --head dual --plans oaplugPlans_toy4" in (

@@ -196,6 +196,7 @@ def test_strides_do_not_matter():
     torch.testing.assert_close(call(selective_scan, turned), call(selective_scan, values), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_holds_the_whole_scan_and_gives_the_same_numbers():
     torch._dynamo.reset()
     compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
