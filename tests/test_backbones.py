@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from monai.networks.nets.resnet import ResNet
 from torch import nn
 from torch.nn import functional
 
@@ -186,6 +185,8 @@ def test_unknown_options_and_depths_are_refused():
 
 def monai_network(depth, *, shortcut, dilated):
     """The same network in MONAI, whose last two stages are dilated afterwards as MedicalNet's are."""
+    from monai.networks.nets.resnet import ResNet  # seconds to import
+
     kind, layers = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3])}[depth]
     network = ResNet(
         kind, layers, [4, 8, 16, 32], n_input_channels=2, conv1_t_size=7, conv1_t_stride=2,
@@ -204,6 +205,7 @@ def monai_network(depth, *, shortcut, dilated):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dilated", [True, False])
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 @pytest.mark.parametrize("depth", [18, 50])

@@ -30,6 +30,7 @@ def specs(kind):
     return [pytest.param(part.spec, id=part.spec.name) for part in registry().of_kind(kind)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", specs("backbone"))
 def test_every_backbone_keeps_its_contract(spec):
     check_backbone(spec, SMALL.get(spec.name, {}))

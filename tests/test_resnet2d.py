@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.networks.nets.resnet import ResNet
 from oaplug_backbones.resnet2d import ResNet2d
 from torch import nn
 
@@ -32,6 +31,8 @@ def torchvision_names(depth):
 
 def monai_network(depth, *, in_channels, width, num_classes):
     """The same network in MONAI, which names its weights alike and strides in the same places."""
+    from monai.networks.nets.resnet import ResNet  # seconds to import
+
     convolutions, stages = BLOCKS[depth]
     return ResNet(
         block="basic" if convolutions == 2 else "bottleneck",
@@ -64,6 +65,7 @@ def test_with_a_thousand_classes_the_networks_have_torchvision_s_names_and_size(
     assert list(network.state_dict()) == torchvision_names(depth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 50])
 def test_logits_and_gradients_are_monai_s_with_the_same_weights(depth):
     options = {"in_channels": 2, "width": 8, "num_classes": 5}
