@@ -329,6 +329,7 @@ def test_listing_the_analyses_imports_none_of_their_libraries():
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_drawing_does_not_touch_the_global_state_of_pyplot(tmp_path):
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"

@@ -69,6 +69,7 @@ def worked(tmp_path_factory):
     return folder, next(models.iterdir())
 
 
+@pytest.mark.slow
 def test_the_main_job_of_the_readme_leads_to_a_report(worked):
     folder, model = worked
     assert model.name == "resnet3d-dual__oaplugPlans__3d_lowres"

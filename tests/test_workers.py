@@ -44,6 +44,7 @@ def tries_at(folder, case_id):
     return sorted(folder.glob(f"{case_id}-*"), key=lambda path: path.name.split("-")[2])
 
 
+@pytest.mark.slow
 def test_a_case_whose_process_dies_is_tried_again_alone_and_costs_the_others_nothing(tmp_path, caplog):
     (tmp_path / "tries").mkdir()
     cases, calls = cases_of(tmp_path), []
@@ -80,6 +81,7 @@ def have_no_memory(case, *, folder):
     return in_upper_case(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "kind", "tries"), [(1, OUT_OF_MEMORY, 1), (2, KILLED, 2)])
 def test_a_case_without_enough_memory_is_one_that_kills(tmp_path, processes, kind, tries):
     (tmp_path / "tries").mkdir()
