@@ -22,6 +22,7 @@ from runs import (
     stopping_at,
 )
 from safetensors.torch import load_file
+from small_disks import mounted
 
 from oaplug.core.errors import CheckpointError, DatasetError
 from oaplug.feed.source import BatchSource
@@ -170,16 +171,8 @@ def test_a_save_that_the_system_refuses_is_said_clearly_and_changes_nothing(tmp_
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB, where this user may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only the administrator can mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", kib=256) as folder:
+        yield folder
 
 
 def test_a_full_disk_is_said_clearly_and_leaves_the_old_checkpoints(small_disk):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import nibabel
 import numpy as np
 import pytest
+from small_disks import mounted
 
 from oaplug.commands import extract_fingerprint, preprocess
 from oaplug.core.artifacts import atomic_path
@@ -317,16 +318,8 @@ def test_a_disk_that_takes_no_more_is_no_fault_of_a_case(project, data, processe
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB, where this user may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only the administrator can mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", kib=64) as folder:
+        yield folder
 
 
 @pytest.mark.slow

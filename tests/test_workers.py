@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from killed_preprocessing import workers_of
 
 from oaplug.core.case import Case, Problem
 from oaplug.core.errors import DatasetError, OaplugError, PathError
@@ -139,7 +140,7 @@ def interrupt(done, total, what):
 def test_an_interruption_ends_the_processes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         for_each_case(in_upper_case, cases_of(tmp_path), processes=2, progress=interrupt)
-    assert children_of(os.getpid()) == set()
+    assert set(workers_of(os.getpid())) == set()
 
 
 def no_begin():
@@ -159,20 +160,6 @@ def test_no_processes_are_refused(tmp_path):
 
 def test_no_cases_are_no_work():
     assert for_each_case(in_upper_case, [], processes=4).results == {}
-
-
-def children_of(pid):
-    """Worker processes that a process has spawned and that have not ended."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_text()
-        except OSError:
-            continue
-        if int(stat[1]) == pid and stat[0] != "Z" and "spawn_main" in command:
-            found.add(int(folder.name))
-    return found
 
 
 def is_alive(pid):
@@ -198,7 +185,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     script.write_text(SLEEPERS)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "one is done\n"
-    workers = children_of(parent.pid)
+    workers = set(workers_of(parent.pid))
     assert len(workers) == 2
     parent.kill()
     parent.wait()
